@@ -1,0 +1,1 @@
+"""What a Dragoman model is: configurations and presets. No torch here."""
