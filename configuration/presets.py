@@ -1,0 +1,103 @@
+"""Named architectures: functions that return a :class:`DragomanConfig`, deriving from one another."""
+
+from dataclasses import fields
+from typing import Any
+
+from .configuration_dragoman import DragomanConfig
+
+
+def _both(name: str, value: Any) -> dict[str, Any]:
+    return {f"encoder_{name}": value, f"decoder_{name}": value}
+
+
+def _sizes(layers: int, hidden: int, intermediate: int, heads: int) -> dict[str, Any]:
+    return {
+        **_both("num_hidden_layers", layers),
+        **_both("num_attention_heads", heads),
+        **_both("intermediate_size", intermediate),
+        "hidden_size": hidden,
+    }
+
+
+def transformer_base(**overrides: Any) -> DragomanConfig:
+    """Vaswani et al. 2017 (arXiv:1706.03762): 6+6 layers of 512, post-norm, sinusoids, ReLU, three-way tying."""
+    return DragomanConfig(**overrides)
+
+
+def transformer_big(**overrides: Any) -> DragomanConfig:
+    """Vaswani et al. 2017, table 3: 6+6 layers of 1024, dropout 0.3."""
+    return transformer_base(**{**_sizes(6, 1024, 4096, 16), "dropout": 0.3, **overrides})
+
+
+def deep_encoder(**overrides: Any) -> DragomanConfig:
+    """Kasai et al. 2021 (arXiv:2006.10369): 12 encoder layers, one decoder layer; much faster to decode."""
+    return transformer_base(**{"encoder_num_hidden_layers": 12, "decoder_num_hidden_layers": 1, **overrides})
+
+
+def small(**overrides: Any) -> DragomanConfig:
+    """3+3 layers of 256, pre-norm, rotary: trains on a CPU."""
+    modern = {"norm_placement": "pre", "position_encoding": "rotary", "vocab_size": 8000}
+    return DragomanConfig(**{**_sizes(3, 256, 1024, 4), **modern, **overrides})
+
+
+def tiny(**overrides: Any) -> DragomanConfig:
+    """2+2 layers of 64, no dropout: for tests."""
+    return small(**{**_sizes(2, 64, 128, 4), "dropout": 0.0, **overrides})
+
+
+def multi30k_tiny(**overrides: Any) -> DragomanConfig:
+    """Wu et al. 2021 (arXiv:2105.14462), Transformer-Tiny: 4+4 layers of 128 for small data, dropout 0.3."""
+    paper = {"vocab_size": 10000, "dropout": 0.3, "label_smoothing": 0.1}
+    return DragomanConfig(**{**_sizes(4, 128, 256, 4), **paper, **overrides})
+
+
+def modern_base(**overrides: Any) -> DragomanConfig:
+    """As many parameters as the base model, from today's parts: RMSNorm, rotary, SwiGLU, grouped keys and values."""
+    modern = {
+        **_sizes(6, 512, 1408, 8),  # three matrices of 1408 cost what two of 2048 do
+        **_both("num_key_value_heads", 4),
+        "norm_type": "rms_norm",
+        "norm_placement": "pre",
+        "position_encoding": "rotary",
+        "hidden_act": "silu",
+        "gated_feed_forward": True,
+        "feed_forward_bias": False,
+    }
+    return DragomanConfig(**{**modern, **overrides})
+
+
+PRESETS = {
+    preset.__name__: preset
+    for preset in (tiny, small, multi30k_tiny, transformer_base, transformer_big, modern_base, deep_encoder)
+}
+
+
+def fit(
+    config_class: type[DragomanConfig], tokenizer: Any, preset: str | DragomanConfig, overrides: dict[str, Any]
+) -> DragomanConfig:
+    """The work behind :meth:`DragomanConfig.from_tokenizer`."""
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        missing = "pad_token" if tokenizer.pad_token_id is None else "eos_token"
+        raise ValueError(f"The tokenizer has no {missing}: tokenizer.add_special_tokens({{{missing!r}: ...}}) gives it one.")
+    source = getattr(tokenizer, "source_vocab_size", len(tokenizer))
+    target = getattr(tokenizer, "target_vocab_size", len(tokenizer))
+    bos = tokenizer.bos_token_id
+    fitted: dict[str, Any] = {
+        "vocab_size": target,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": bos,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id if bos is None else bos,
+    }
+    if getattr(tokenizer, "separate_vocabularies", False):
+        fitted |= {"source_vocab_size": source, "share_embeddings": False}
+    fitted |= overrides
+    for name, needed in (("vocab_size", target), ("source_vocab_size", source)):
+        if fitted.get(name) is not None and fitted[name] < needed:
+            raise ValueError(f"{name} {fitted[name]} does not hold the tokenizer's {needed} ids: leave it out, or raise it.")
+    if isinstance(preset, DragomanConfig):
+        inherited = {field.name: getattr(preset, field.name) for field in fields(preset)}
+        return config_class(**{**inherited, **fitted})
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}; choose from {', '.join(PRESETS)}, or pass a DragomanConfig.")
+    return PRESETS[preset](**fitted)

@@ -1,0 +1,121 @@
+"""Relations between fields that types cannot express. Each check names the field and says what to change."""
+
+from typing import Any
+
+_SIZES = (
+    "vocab_size source_vocab_size hidden_size encoder_num_hidden_layers decoder_num_hidden_layers "
+    "encoder_num_attention_heads decoder_num_attention_heads encoder_num_key_value_heads "
+    "decoder_num_key_value_heads head_dim encoder_intermediate_size decoder_intermediate_size "
+    "max_position_embeddings relative_attention_max_distance"
+).split()
+_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "label_smoothing")
+# The types whose frequencies are fixed once; dynamic and longrope change with the length decoded so far.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether ``major.minor`` of one version is after that of another."""
+
+    def parts(text: str) -> list[int]:
+        return [int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2]]
+
+    return parts(version) > parts(than)
+
+
+def check_architecture(config: Any) -> None:
+    for name in _SIZES:
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    for name in _PROBABILITIES:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} is a probability in [0, 1), got {getattr(config, name)}.")
+    for name in ("norm_eps", "attention_scale", "logits_scale", "initializer_range"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value}.")
+    for side in ("encoder", "decoder"):
+        heads = getattr(config, f"{side}_num_attention_heads")
+        groups = getattr(config, f"{side}_num_key_value_heads")
+        if config.head_dim is None and config.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of {side}_num_attention_heads {heads}: "
+                "change one of them, or give head_dim."
+            )
+        if heads % groups:
+            raise ValueError(
+                f"{side}_num_key_value_heads {groups} does not divide {side}_num_attention_heads {heads}: "
+                "choose a divisor (1 is multi-query attention)."
+            )
+    if config.norm_bias and config.norm_type == "rms_norm":
+        raise ValueError("norm_bias=True needs norm_type='layer_norm': RMSNorm has no bias.")
+    if not config.is_encoder_decoder:
+        raise ValueError("is_encoder_decoder must be True; for the encoder alone use DragomanEncoderModel.")
+
+
+def check_positions(config: Any) -> None:
+    scheme = config.position_encoding
+    if scheme == "sinusoidal" and config.hidden_size % 2:
+        raise ValueError(
+            f"position_encoding='sinusoidal' needs an even hidden_size (sine and cosine pairs), got {config.hidden_size}."
+        )
+    if config.position_offset and scheme != "learned":
+        raise ValueError(f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0.")
+    if config.position_offset < 0:
+        raise ValueError(f"position_offset must not be negative, got {config.position_offset}.")
+    if scheme == "rotary":
+        for side in ("encoder", "decoder"):
+            head_dim = config.head_dim_of(getattr(config, f"{side}_num_attention_heads"))
+            if head_dim % 2:
+                raise ValueError(
+                    f"position_encoding='rotary' turns pairs of channels: the {side}'s head_dim must be even, got {head_dim}."
+                )
+        rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in _ROPE_TYPES:
+            raise ValueError(f"rope_parameters: rope_type must be one of {', '.join(_ROPE_TYPES)}, got {rope_type!r}.")
+        if "partial_rotary_factor" in (config.rope_parameters or {}):
+            raise ValueError("rope_parameters: partial_rotary_factor is not supported; every channel of a head is turned.")
+    elif config.rope_parameters:
+        raise ValueError(f"rope_parameters belongs to position_encoding='rotary', not {scheme!r}: remove it.")
+    if config.relative_attention_per_layer and scheme != "relative":
+        raise ValueError(f"relative_attention_per_layer belongs to position_encoding='relative', not {scheme!r}.")
+    if scheme == "relative":
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        if buckets < 4 or buckets % 4:
+            raise ValueError(
+                "relative_attention_num_buckets must be a multiple of 4 (two directions, exact and logarithmic "
+                f"halves), got {buckets}."
+            )
+        if distance <= buckets // 2:
+            raise ValueError(
+                f"relative_attention_max_distance {distance} must exceed relative_attention_num_buckets / 2 = "
+                f"{buckets // 2}, the distances that the decoder counts exactly."
+            )
+
+
+def check_tying(config: Any) -> None:
+    source = config.source_vocab_size
+    if config.share_embeddings and source is not None and source != config.vocab_size:
+        raise ValueError(
+            f"share_embeddings=True needs one vocabulary, got source_vocab_size {source} and vocab_size "
+            f"{config.vocab_size}: set share_embeddings=False."
+        )
+
+
+def check_special_tokens(config: Any) -> None:
+    target, source = config.vocab_size, config.source_vocab_size or config.vocab_size
+    limits = {
+        "pad_token_id": min(target, source),  # padding stands on both sides
+        "bos_token_id": target,
+        "eos_token_id": target,
+        "decoder_start_token_id": target,
+    }
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < limit:
+            raise ValueError(f"{name} {value} is outside the vocabulary, which has ids 0 to {limit - 1}.")
+    if config.eos_token_id == config.pad_token_id:
+        raise ValueError(
+            f"eos_token_id and pad_token_id are both {config.pad_token_id}: the end of a sequence could not be told from "
+            "padding. Give the tokenizer a pad token of its own."
+        )

@@ -1,0 +1,49 @@
+"""From a configuration to parts: the only place that hands its fields to their keywords."""
+
+from torch import nn
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .embeddings import TokenEmbedding
+from .feed_forward import FeedForward
+from .norms import LayerNorm, RMSNorm
+from .position_biases import AlibiBias, RelativeBias
+from .residual import Residual
+
+
+def build_token_embedding(config: DragomanConfig, vocab_size: int) -> TokenEmbedding:
+    return TokenEmbedding(vocab_size, config.hidden_size, config.hidden_size**0.5 if config.scale_embedding else 1.0)
+
+
+def build_norm(config: DragomanConfig) -> nn.Module:
+    if config.norm_type == "rms_norm":
+        return RMSNorm(config.hidden_size, config.norm_eps)
+    return LayerNorm(config.hidden_size, config.norm_eps, bool(config.norm_bias))
+
+
+def build_residual(config: DragomanConfig) -> Residual:
+    return Residual(build_norm(config), config.norm_placement, config.dropout)
+
+
+def build_feed_forward(config: DragomanConfig, intermediate_size: int) -> FeedForward:
+    return FeedForward(
+        config.hidden_size,
+        intermediate_size,
+        config.hidden_act,
+        gated=config.gated_feed_forward,
+        bias=config.feed_forward_bias,
+        dropout=config.activation_dropout,
+    )
+
+
+def build_position_bias(
+    config: DragomanConfig, num_heads: int, bidirectional: bool, per_layer: bool
+) -> AlibiBias | RelativeBias | None:
+    """The bias that a layer (``per_layer``) or a whole stack owns, if it owns one."""
+    if per_layer != config.relative_attention_per_layer:
+        return None
+    if config.position_encoding == "alibi":
+        return AlibiBias(num_heads)
+    if config.position_encoding == "relative":
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        return RelativeBias(num_heads, buckets, distance, bidirectional)
+    return None

@@ -1,0 +1,179 @@
+"""The decoder: self-attention over what was written, cross-attention over the source, feed-forward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .attention import Attention, LayerSelection, selected
+from .building import build_feed_forward, build_norm, build_position_bias, build_residual, build_token_embedding
+from .embeddings import InputEmbedding
+from .position_encodings import RotaryEmbedding, positions_of
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """``x → x + self_attn(x) → x + cross_attn(x, source) → x + feed_forward(x)``."""
+
+    def __init__(self, config: DragomanConfig, layer_idx: int) -> None:
+        super().__init__()
+        heads = config.decoder_num_attention_heads
+        groups = config.decoder_num_key_value_heads or heads
+        self.self_attn = Attention(config, heads, groups, layer_idx, is_causal=True)
+        self.self_attn_residual = build_residual(config)
+        self.cross_attn = Attention(config, heads, groups, layer_idx, is_causal=False)
+        self.cross_attn_residual = build_residual(config)
+        self.feed_forward = build_feed_forward(config, config.decoder_intermediate_size)
+        self.feed_forward_residual = build_residual(config)
+        self.position_bias = build_position_bias(config, heads, bidirectional=False, per_layer=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        mask: Any,
+        source_mask: Any,
+        positions: tuple[Tensor, Tensor],  # of queries and keys
+        rotary: tuple[Tensor, Tensor] | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        weights = cross_weights = None
+        if self.position_bias is not None:
+            position_bias = self.position_bias(*positions)
+
+        def attend(x: Tensor) -> Tensor:
+            nonlocal weights
+            y, weights = self.self_attn(
+                x,
+                mask=mask,
+                rotary=rotary,
+                position_bias=position_bias,
+                cache=past_key_values,
+                output_attentions=output_attentions,
+            )
+            return y
+
+        def attend_to_source(x: Tensor) -> Tensor:
+            nonlocal cross_weights
+            y, cross_weights = self.cross_attn(
+                x, source, mask=source_mask, cache=past_key_values, output_attentions=output_attentions
+            )
+            return y
+
+        x = self.self_attn_residual(x, attend)
+        x = self.cross_attn_residual(x, attend_to_source)
+        x = self.feed_forward_residual(x, self.feed_forward)
+        return x, weights, cross_weights
+
+
+class Decoder(nn.Module):
+    """Target ids (B, T), or vectors (B, T, C), and encoder states (B, S, C) to states (B, T, C)."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = build_token_embedding(config, config.vocab_size)
+        self.embedding = InputEmbedding(config)
+        rotary = config.position_encoding == "rotary"
+        self.rotary = RotaryEmbedding(config.get_text_config(decoder=True)) if rotary else None
+        heads = config.decoder_num_attention_heads
+        self.position_bias = build_position_bias(config, heads, bidirectional=False, per_layer=False)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.decoder_num_hidden_layers))
+        self.norm = build_norm(config) if config.final_norm else None
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: LayerSelection = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool = True,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("The decoder needs either decoder_input_ids or decoder_inputs_embeds (or labels).")
+        if encoder_hidden_states is None:
+            raise ValueError("The decoder needs encoder_hidden_states to attend to.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
+        cache = self._cache(past_key_values, use_cache)
+        past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache
+        self.embedding.check_length(past + x.shape[1], "target")
+        queries, keys = self._positions(attention_mask, position_ids, cache, past, x)
+        mask = create_causal_mask(
+            self.config, x, attention_mask, None if cache is None else cache.self_attention_cache, position_ids=None
+        )
+        source_mask = create_bidirectional_mask(
+            self.config, x, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
+        )
+        x = self.embedding(x, queries)
+        rotary = None if self.rotary is None else self.rotary(queries, x.dtype)
+        position_bias = None if self.position_bias is None else self.position_bias(queries, keys)
+
+        states, attentions, cross_attentions = [x], [], []
+        for i, layer in enumerate(self.layers):
+            x, weights, cross_weights = layer(
+                x,
+                encoder_hidden_states,
+                mask,
+                source_mask,
+                (queries, keys),
+                rotary,
+                position_bias,
+                selected(output_attentions, i),
+                past_key_values=cache,
+            )
+            states.append(x)
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
+        if self.norm is not None:
+            x = states[-1] = self.norm(x)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
+        )
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            raise TypeError(f"past_key_values must be an EncoderDecoderCache, got {type(cache).__name__}.")
+        if self.gradient_checkpointing and self.training:
+            if cache is not None:
+                raise ValueError("Gradient checkpointing runs layers twice and cannot fill a cache: call model.eval() first.")
+            return None
+        if cache is None and use_cache:
+            return EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        return cache
+
+    def _positions(
+        self, attention_mask: Any, position_ids: Tensor | None, cache: Cache | None, past: int | Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Positions of the queries (B, T) and of all keys, those of the cache included (B, S)."""
+        length = x.shape[1]
+        if position_ids is not None and cache is None:
+            return position_ids, position_ids
+        mask = attention_mask if isinstance(attention_mask, Tensor) else None
+        total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
+        keys = positions_of(mask, total, x.device)
+        if position_ids is not None:
+            return position_ids, keys
+        if mask is not None and mask.dim() == 2:
+            return keys[:, -length:], keys
+        columns = torch.arange(length, device=x.device) + past
+        return keys[:, columns], keys

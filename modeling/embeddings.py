@@ -1,0 +1,68 @@
+"""From ids to vectors that know their place: token vectors, absolute positions, norm, dropout."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .norms import LayerNorm, RMSNorm
+from .position_encodings import LearnedPositions, SinusoidalPositions
+
+
+class TokenEmbedding(nn.Embedding):
+    """``E[id] · scale``. The scale lives here so that ``inputs_embeds`` of a user's own are taken as they are."""
+
+    def __init__(self, vocab_size: int, size: int, scale: float) -> None:
+        super().__init__(vocab_size, size)
+        self.scale = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        check_ids(ids, self.num_embeddings, "Token id")
+        return F.embedding(ids, self.weight) * self.scale  # (B, T, C)
+
+
+def check_ids(ids: Tensor, limit: int, what: str) -> None:
+    """Name an id that has no row. On the CPU only: elsewhere the look would make every step wait for the device.
+
+    Raises:
+        IndexError: for an id outside [0, limit).
+    """
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    lowest, highest = (int(bound) for bound in ids.aminmax())
+    if lowest < 0 or highest >= limit:
+        raise IndexError(
+            f"{what} {lowest if lowest < 0 else highest} is outside the vocabulary of {limit}: were the ids made by this "
+            "model's tokenizer, and does config.vocab_size (source_vocab_size for inputs) count all of its tokens?"
+        )
+
+
+class InputEmbedding(nn.Module):
+    """``dropout(norm(x + position))``, each where the configuration asks for it. Maps (B, T, C) to (B, T, C)."""
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__()
+        size, limit = config.hidden_size, config.max_position_embeddings
+        self.positions: SinusoidalPositions | LearnedPositions | None = None
+        if config.position_encoding == "sinusoidal":
+            self.positions = SinusoidalPositions(limit, size)
+        elif config.position_encoding == "learned":
+            self.positions = LearnedPositions(limit, size, config.position_offset)
+        self.max_length = limit if self.positions is not None else None
+        self.norm = build_norm(config.norm_type, size, config.norm_eps, config.norm_bias) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        if self.positions is not None:
+            x = x + self.positions(positions).to(x.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.dropout(x)
+
+    def check_length(self, length: int | Tensor, what: str) -> None:
+        """Raises ValueError for a sequence longer than the position table."""
+        if self.max_length is not None and isinstance(length, int) and length > self.max_length:
+            raise ValueError(
+                f"A {what} of {length} tokens does not fit max_position_embeddings = {self.max_length}: truncate it, or "
+                "build the model with a larger max_position_embeddings or position_encoding='rotary'."
+            )

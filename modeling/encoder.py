@@ -1,0 +1,103 @@
+"""The encoder: a stack of self-attention and feed-forward layers that sees the whole source."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .attention import Attention, LayerSelection, selected
+from .building import build_feed_forward, build_norm, build_position_bias, build_residual, build_token_embedding
+from .embeddings import InputEmbedding
+from .position_encodings import RotaryEmbedding, positions_of
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """``x → x + self_attn(x) → x + feed_forward(x)``, norms where :class:`Residual` puts them."""
+
+    def __init__(self, config: DragomanConfig, layer_idx: int) -> None:
+        super().__init__()
+        heads = config.encoder_num_attention_heads
+        groups = config.encoder_num_key_value_heads or heads
+        self.self_attn = Attention(config, heads, groups, layer_idx, is_causal=False)
+        self.self_attn_residual = build_residual(config)
+        self.feed_forward = build_feed_forward(config, config.encoder_intermediate_size)
+        self.feed_forward_residual = build_residual(config)
+        self.position_bias = build_position_bias(config, heads, bidirectional=True, per_layer=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Any,
+        positions: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        weights = None
+        if self.position_bias is not None:
+            position_bias = self.position_bias(positions, positions)
+
+        def attend(x: Tensor) -> Tensor:
+            nonlocal weights
+            y, weights = self.self_attn(
+                x, mask=mask, rotary=rotary, position_bias=position_bias, output_attentions=output_attentions
+            )
+            return y
+
+        x = self.self_attn_residual(x, attend)
+        x = self.feed_forward_residual(x, self.feed_forward)
+        return x, weights
+
+
+class Encoder(nn.Module):
+    """Source ids (B, S), or vectors (B, S, C), to states (B, S, C)."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = build_token_embedding(config, config.source_vocab_size or config.vocab_size)
+        self.embedding = InputEmbedding(config)
+        rotary = config.position_encoding == "rotary"
+        self.rotary = RotaryEmbedding(config.get_text_config(encoder=True)) if rotary else None
+        heads = config.encoder_num_attention_heads
+        self.position_bias = build_position_bias(config, heads, bidirectional=True, per_layer=False)
+        self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.encoder_num_hidden_layers))
+        self.norm = build_norm(config) if config.final_norm else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: LayerSelection = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool = True,
+    ) -> BaseModelOutput:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("The encoder needs either input_ids or inputs_embeds.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, C)
+        self.embedding.check_length(x.shape[1], "source")
+        positions = positions_of(attention_mask, x.shape[1], x.device) if position_ids is None else position_ids
+        mask = create_bidirectional_mask(self.config, x, attention_mask)
+        x = self.embedding(x, positions)
+        rotary = None if self.rotary is None else self.rotary(positions, x.dtype)
+        position_bias = None if self.position_bias is None else self.position_bias(positions, positions)
+
+        states, attentions = [x], []
+        for i, layer in enumerate(self.layers):
+            x, weights = layer(x, mask, positions, rotary, position_bias, selected(output_attentions, i))
+            states.append(x)
+            attentions.append(weights)
+        if self.norm is not None:
+            x = states[-1] = self.norm(x)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )

@@ -1,0 +1,47 @@
+"""``generate()``: transformers' own, with the gaps that it leaves for encoder-decoders closed."""
+
+import copy
+from typing import Any, NoReturn
+
+from torch import Tensor
+from transformers import GenerationMixin
+
+from .padding import mask_of_left_padding, mask_of_padding
+
+
+class DragomanGenerationMixin(GenerationMixin):
+    """Greedy, sampling, beams, static cache, assisted and prompt lookup, as documented by transformers.
+
+    Three things differ. ``encoder_outputs`` of the caller are left as they were (beam search would enlarge them in
+    place); padding is masked even where no mask was given; what transformers cannot do for an encoder-decoder raises.
+    """
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
+            self._refuse_continuous_batching()
+        if kwargs.get("encoder_outputs") is not None:
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)
+        prefix = kwargs.get("decoder_input_ids")
+        if prefix is not None and kwargs.get("decoder_attention_mask") is None:
+            mask = mask_of_left_padding(prefix, self.config)
+            if not mask.all():
+                kwargs["decoder_attention_mask"] = mask
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def generate_batch(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse_continuous_batching()
+
+    def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse_continuous_batching()
+
+    def continuous_batching_context_manager(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse_continuous_batching()
+
+    def _refuse_continuous_batching(self) -> NoReturn:
+        raise NotImplementedError(
+            "transformers has no continuous batching (paged cache) for encoder-decoders; it would return the prompt. "
+            "Call generate() with a padded batch instead."
+        )

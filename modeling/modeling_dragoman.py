@@ -1,0 +1,242 @@
+"""The models: encoder and decoder wired together, and their heads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .attention import LayerSelection
+from .decoder import Decoder
+from .embeddings import TokenEmbedding, check_ids
+from .encoder import Encoder
+from .generation_dragoman import DragomanGenerationMixin
+from .initialization import initialize
+from .loss import IGNORE_INDEX, token_cross_entropy
+from .padding import mask_of_left_padding, mask_of_padding, shift_right
+
+
+class DragomanPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every Dragoman model."""
+
+    config: DragomanConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: DragomanConfig) -> None:
+        config.validate()  # it may have been changed since it was made
+        super().__init__(config)
+
+    @property
+    def _supports_flash_attn(self) -> bool:
+        """Flash attention takes no bias: it would drop one without a word."""
+        return self.config.position_encoding not in ("alibi", "relative")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize(module, self.config)
+
+    def _tied(self) -> dict[str, str]:
+        """Which parameter is which other one, ``{name: name of the owner}``."""
+        return {}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # transformers' own knows one switch, tie_word_embeddings, for all ties; here there are two.
+        return super().get_expanded_tied_weights_keys(all_submodels=True) if all_submodels else self._tied()
+
+
+class DragomanModel(DragomanPreTrainedModel):
+    """Encoder and decoder, without a head."""
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.post_init()
+
+    def _tied(self) -> dict[str, str]:
+        return {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"} if self.config.share_embeddings else {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: TokenEmbedding) -> None:
+        self.encoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: LayerSelection = None,
+        output_hidden_states: bool | None = None,
+    ) -> Seq2SeqModelOutput:
+        """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids."""
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if attention_mask is None and input_ids is not None:
+            attention_mask = mask_of_padding(input_ids, self.config)
+        if decoder_attention_mask is None and decoder_input_ids is not None and past_key_values is None:
+            decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            decoder_position_ids,
+            decoder_inputs_embeds,
+            encoder_outputs.last_hidden_state,
+            attention_mask,
+            past_key_values,
+            use_cache,
+            attentions,
+            hidden_states,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class DragomanEncoderModel(DragomanPreTrainedModel):
+    """The encoder alone: source (B, S) to states (B, S, C). Loads from any Dragoman checkpoint."""
+
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: TokenEmbedding) -> None:
+        self.encoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: LayerSelection = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutput:
+        if attention_mask is None and input_ids is not None:
+            attention_mask = mask_of_padding(input_ids, self.config)
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
+
+
+class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerationMixin):
+    """The Transformer with a head over the target vocabulary: ``logits = scale · W h + b``."""
+
+    def __init__(self, config: DragomanConfig) -> None:
+        super().__init__(config)
+        self.model = DragomanModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
+        self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
+        self.post_init()
+
+    def _tied(self) -> dict[str, str]:
+        if not self.config.tie_word_embeddings:
+            return {}
+        owner = "encoder" if self.config.share_embeddings else "decoder"
+        return {"lm_head.weight": f"model.{owner}.embed_tokens.weight"}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return shift_right(labels, self.config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        use_cache: bool | None = None,
+        output_attentions: LayerSelection = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> Seq2SeqLMOutput:
+        """Logits (B, T, V), and the loss where labels (B, T) are given; labels alone make the decoder's input.
+
+        ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
+        """
+        if labels is not None:
+            check_ids(labels[labels != IGNORE_INDEX] if labels.device.type == "cpu" else labels, self.lm_head.out_features, "Label")
+            use_cache = False if use_cache is None else use_cache
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = shift_right(labels, self.config)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            position_ids,
+            decoder_position_ids,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept]) * self.config.logits_scale  # (B, T, V)
+        loss = None
+        if labels is not None:
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            loss = token_cross_entropy(logits, labels, num_items_in_batch, smoothing)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"})

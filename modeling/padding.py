@@ -1,0 +1,35 @@
+"""Where padding is, read off the ids; and the decoder's input, read off the labels."""
+
+import torch
+from torch import Tensor
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from .loss import IGNORE_INDEX
+
+
+def mask_of_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+    """1 at tokens, 0 at padding. (B, S)."""
+    return (ids != config.pad_token_id).long()
+
+
+def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+    """0 at the padding before a decoder row, 1 from its start token on. (B, T).
+
+    Padding behind a row needs no mask: causality hides it. Where the start token is the pad token, the last one
+    before a row is its start.
+    """
+    token = ids != config.pad_token_id
+    if config.decoder_start_token_id == config.pad_token_id:
+        token = torch.cat([token[:, :-1] | token[:, 1:], torch.ones_like(token[:, -1:])], dim=1)
+    return (token.long().cumsum(-1) > 0).long()
+
+
+def shift_right(labels: Tensor, config: DragomanConfig) -> Tensor:
+    """Labels ``y₁ … yₙ`` to decoder input ``start y₁ … yₙ₋₁``, each row's start just before its first label.
+
+    Leading −100 are left padding and stay padding, as −100 anywhere becomes.
+    """
+    shifted = torch.full_like(labels, config.pad_token_id)
+    shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE_INDEX, config.pad_token_id)
+    first = (labels != IGNORE_INDEX).long().argmax(dim=1, keepdim=True)  # 0 in a row without labels
+    return shifted.scatter(1, first, config.decoder_start_token_id)

@@ -1,0 +1,93 @@
+"""Where a token stands, told to its vector: added (sinusoidal, learned) or turned into q and k (rotary).
+
+Every scheme takes positions ``(B, T)``, not lengths, so padding, cached decoding and restarts are one code path.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+def positions_of(attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """``cumsum(mask) − 1``, 0 at padding: the same for a token however its row is padded. (B, T), or (1, T)."""
+    if attention_mask is None:
+        return torch.arange(length, device=device)[None]
+    if attention_mask.dim() == 4:  # prepared already: the last query sees every key that is there
+        last = attention_mask[:, 0, -1]
+        attention_mask = last if last.dtype == torch.bool else last >= 0
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class SinusoidalPositions(nn.Module):
+    """``[sin(p · ωᵢ), cos(p · ωᵢ)]`` with ``ωᵢ = 10000^(−2i/C)``: a geometric range of wavelengths.
+
+    Vaswani et al. 2017, section 3.5, sines in the first half of the channels and cosines in the second.
+    """
+
+    def __init__(self, num_positions: int, size: int) -> None:
+        super().__init__()
+        self.table = nn.Buffer(sinusoids(num_positions, size), persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(positions, self.table)  # (B, T, C)
+
+
+def sinusoids(num_positions: int, size: int) -> Tensor:
+    """The table ``(num_positions, size)``, computed in float64."""
+    frequencies = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(torch.get_default_dtype())
+
+
+class LearnedPositions(nn.Embedding):
+    """One trained vector a position; position 0 is row ``offset``."""
+
+    def __init__(self, num_positions: int, size: int, offset: int) -> None:
+        super().__init__(num_positions + offset, size)
+        self.offset = offset
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return super().forward(positions + self.offset)  # (B, T, C)
+
+
+class RotaryEmbedding(nn.Module):
+    """``cos(p · ωᵢ)`` and ``sin(p · ωᵢ)``, by which pairs of channels of q and k are turned.
+
+    The product of a turned query and a turned key depends on their distance only. Su et al. 2021 (arXiv:2104.09864).
+    Scaled variants (linear, llama3, yarn) are transformers' own.
+    """
+
+    # transformers refills these two buffers after a meta-device load; it finds them, the type and the function by name.
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config  # of one side: its num_attention_heads gives the head size
+        self.rope_type = config.rope_parameters["rope_type"]
+        compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = compute(config)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: PreTrainedConfig, *_: object) -> tuple[Tensor, float]:
+        """``ωᵢ = θ^(−2i/D)``."""
+        size = config.head_dim or config.hidden_size // config.num_attention_heads
+        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        return frequencies.float(), 1.0
+
+    @torch.no_grad()
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # Angles in fp32 at least: a half-precision p · ω would be off by whole turns.
+        frequencies = self.inv_freq.to(torch.promote_types(dtype, torch.float32))
+        angles = positions[:, None, :, None] * frequencies  # (B, 1, T, D/2)
+        angles = torch.cat([angles, angles], dim=-1)  # (B, 1, T, D)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(dtype), sin.to(dtype)
+
+
+def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn channel pairs ``(i, i + D/2)`` of ``x`` (B, H, T, D) by the angles of their positions."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
