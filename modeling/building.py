@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .embeddings import TokenEmbedding
+from .embeddings import InputEmbedding, TokenEmbedding
 from .feed_forward import FeedForward
 from .norms import LayerNorm, RMSNorm
 from .position_biases import AlibiBias, RelativeBias
@@ -18,6 +18,10 @@ def build_norm(config: DragomanConfig) -> nn.Module:
     if config.norm_type == "rms_norm":
         return RMSNorm(config.hidden_size, config.norm_eps)
     return LayerNorm(config.hidden_size, config.norm_eps, bool(config.norm_bias))
+
+
+def build_input_embedding(config: DragomanConfig) -> InputEmbedding:
+    return InputEmbedding(config, build_norm(config) if config.embedding_norm else None)
 
 
 def build_residual(config: DragomanConfig) -> Residual:

@@ -11,8 +11,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import Attention, LayerSelection, selected
-from .building import build_feed_forward, build_norm, build_position_bias, build_residual, build_token_embedding
-from .embeddings import InputEmbedding
+from .building import (
+    build_feed_forward,
+    build_input_embedding,
+    build_norm,
+    build_position_bias,
+    build_residual,
+    build_token_embedding,
+)
 from .position_encodings import RotaryEmbedding, positions_of
 
 
@@ -81,7 +87,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = build_token_embedding(config, config.vocab_size)
-        self.embedding = InputEmbedding(config)
+        self.embedding = build_input_embedding(config)
         rotary = config.position_encoding == "rotary"
         self.rotary = RotaryEmbedding(config.get_text_config(decoder=True)) if rotary else None
         heads = config.decoder_num_attention_heads

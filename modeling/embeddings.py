@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .norms import LayerNorm, RMSNorm
 from .position_encodings import LearnedPositions, SinusoidalPositions
 
 
@@ -40,7 +39,7 @@ def check_ids(ids: Tensor, limit: int, what: str) -> None:
 class InputEmbedding(nn.Module):
     """``dropout(norm(x + position))``, each where the configuration asks for it. Maps (B, T, C) to (B, T, C)."""
 
-    def __init__(self, config: DragomanConfig) -> None:
+    def __init__(self, config: DragomanConfig, norm: nn.Module | None) -> None:
         super().__init__()
         size, limit = config.hidden_size, config.max_position_embeddings
         self.positions: SinusoidalPositions | LearnedPositions | None = None
@@ -49,7 +48,7 @@ class InputEmbedding(nn.Module):
         elif config.position_encoding == "learned":
             self.positions = LearnedPositions(limit, size, config.position_offset)
         self.max_length = limit if self.positions is not None else None
-        self.norm = build_norm(config.norm_type, size, config.norm_eps, config.norm_bias) if config.embedding_norm else None
+        self.norm = norm
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from .generation_dragoman import DragomanGenerationMixin
 from .initialization import initialize
 from .loss import IGNORE_INDEX, token_cross_entropy
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
+from .vocabulary_resizing import VocabularyResizingMixin
 
 
-class DragomanPreTrainedModel(PreTrainedModel):
+class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
     """What transformers needs to know of every Dragoman model."""
 
     config: DragomanConfig
@@ -49,13 +50,12 @@ class DragomanPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         initialize(module, self.config)
 
-    def _tied(self) -> dict[str, str]:
-        """Which parameter is which other one, ``{name: name of the owner}``."""
-        return {}
-
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        # transformers' own knows one switch, tie_word_embeddings, for all ties; here there are two.
-        return super().get_expanded_tied_weights_keys(all_submodels=True) if all_submodels else self._tied()
+        """Which parameter is which other one, ``{name: name of the owner}``."""
+        # transformers' own turns every tie off with tie_word_embeddings; share_embeddings is a tie of its own here.
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        return dict(self._tied_weights_keys or {})
 
 
 class DragomanModel(DragomanPreTrainedModel):
@@ -65,10 +65,9 @@ class DragomanModel(DragomanPreTrainedModel):
         super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        if config.share_embeddings:
+            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
         self.post_init()
-
-    def _tied(self) -> dict[str, str]:
-        return {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"} if self.config.share_embeddings else {}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
@@ -171,13 +170,10 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         self.model = DragomanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
         self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
+        if config.tie_word_embeddings:
+            owner = "encoder" if config.share_embeddings else "decoder"
+            self._tied_weights_keys = {"lm_head.weight": f"model.{owner}.embed_tokens.weight"}
         self.post_init()
-
-    def _tied(self) -> dict[str, str]:
-        if not self.config.tie_word_embeddings:
-            return {}
-        owner = "encoder" if self.config.share_embeddings else "decoder"
-        return {"lm_head.weight": f"model.{owner}.embed_tokens.weight"}
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -213,7 +209,7 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
         """
         if labels is not None:
-            check_ids(labels[labels != IGNORE_INDEX] if labels.device.type == "cpu" else labels, self.lm_head.out_features, "Label")
+            check_ids(labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size, "Label")
             use_cache = False if use_cache is None else use_cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = shift_right(labels, self.config)

@@ -1,0 +1,269 @@
+"""What a caller of forward() relies on."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+from transformers.modeling_outputs import BaseModelOutput
+
+from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
+from support import SCHEMES, batch, build, gradients, relative_error, tiny
+
+
+def test_auto_classes_know_the_model() -> None:
+    config = tiny()
+    assert type(AutoModel.from_config(config)) is DragomanModel
+    assert type(AutoModelForSeq2SeqLM.from_config(config)) is DragomanForConditionalGeneration
+    assert type(AutoModelForTextEncoding.from_config(config)) is DragomanEncoderModel
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_alone_suffice(scheme: str, side: str) -> None:
+    """The collator's decoder input and ours agree, and padding on the left is read off either."""
+    config = tiny(position_encoding=scheme)
+    model, inputs = build(config).double(), batch(config)
+    if side == "left":
+        rows = [row[row != -100] for row in inputs["labels"]]
+        inputs["labels"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100, padding_side="left")
+    ids = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
+    assert (ids == config.decoder_start_token_id).sum(1).tolist() == [1, 1, 1, 1]
+    torch.testing.assert_close(model(**inputs, decoder_input_ids=ids).loss, model(**inputs).loss)
+
+
+def test_left_padded_labels_where_padding_is_the_start() -> None:
+    config = tiny(decoder_start_token_id=0, bos_token_id=None)
+    model, inputs = build(config).double(), batch(config)
+    rows = [row[row != -100] for row in inputs["labels"]]
+    left = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100, padding_side="left")
+    torch.testing.assert_close(model(**{**inputs, "labels": left}).loss, model(**inputs).loss)
+
+
+def test_padding_is_masked_without_a_mask() -> None:
+    model, inputs = build(tiny()).double(), batch(tiny())
+    expected = model(**inputs).logits
+    del inputs["attention_mask"]
+    torch.testing.assert_close(model(**inputs).logits, expected)
+
+
+def test_holes_in_the_mask_do_not_count() -> None:
+    """Positions count tokens, not columns: a masked token in the middle is as if it were not there."""
+    for scheme in SCHEMES:
+        config = tiny(position_encoding=scheme)
+        model = build(config).double()
+        ids, labels = torch.tensor([[4, 5, 6, 7]]), torch.tensor([[8, 9, 10]])
+        holed = torch.tensor([[4, 5, 20, 6, 7]])
+        expected = model(input_ids=ids, labels=labels).logits
+        found = model(input_ids=holed, attention_mask=torch.tensor([[1, 1, 0, 1, 1]]), labels=labels).logits
+        torch.testing.assert_close(found, expected, msg=scheme)
+
+
+@torch.no_grad()  # flex attention has no backward on the CPU
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("scheme", ["rotary", "relative", "alibi"])
+def test_attentions_are_never_empty(implementation: str, scheme: str) -> None:
+    config = tiny(position_encoding=scheme, decoder_num_key_value_heads=2)
+    model, inputs = build(config), batch(config)
+    model.set_attn_implementation("eager")
+    reference = model(**inputs, output_attentions=True)
+    model.set_attn_implementation(implementation)
+    plain = model(**inputs)
+    outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(outputs.logits, plain.logits, rtol=0, atol=0)  # recording changes nothing
+    assert relative_error(outputs.logits, reference.logits) < 1e-5
+    assert len(outputs.encoder_attentions) == 3
+    assert len(outputs.decoder_attentions) == len(outputs.cross_attentions) == 2
+    real = inputs["labels"] != -100
+    for name in ("encoder_attentions", "decoder_attentions", "cross_attentions"):
+        for found, expected in zip(outputs[name], reference[name], strict=True):
+            queries = inputs["attention_mask"].bool() if name == "encoder_attentions" else real
+            found, expected = found.transpose(1, 2)[queries], expected.transpose(1, 2)[queries]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.sum(-1), torch.ones_like(found.sum(-1)))
+    assert outputs.cross_attentions[0].shape == (4, 4, 7, 9)  # (B, H, T, S)
+    assert [len(outputs.encoder_hidden_states), len(outputs.decoder_hidden_states)] == [4, 3]
+    torch.testing.assert_close(outputs.encoder_hidden_states[-1], outputs.encoder_last_hidden_state)
+
+
+def test_attentions_of_chosen_layers() -> None:
+    model, inputs = build(tiny()), batch(tiny())
+    everything = model(**inputs, output_attentions=True)
+    chosen = model(**inputs, output_attentions=[1])
+    assert chosen.encoder_attentions[0] is None
+    assert chosen.encoder_attentions[2] is None
+    torch.testing.assert_close(chosen.cross_attentions[1], everything.cross_attentions[1])
+
+
+def test_encoder_outputs_and_embeddings_replace_ids() -> None:
+    model, inputs = build(tiny()).double(), batch(tiny())
+    expected = model(**inputs).logits
+    mask, labels = inputs["attention_mask"], inputs["labels"]
+    states = model.get_encoder()(inputs["input_ids"], mask)
+    for given in (states, (states.last_hidden_state,), BaseModelOutput(states.last_hidden_state)):
+        torch.testing.assert_close(model(encoder_outputs=given, attention_mask=mask, labels=labels).logits, expected)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    torch.testing.assert_close(model(inputs_embeds=embeds, attention_mask=mask, labels=labels).logits, expected)
+
+
+def test_encoder_model_is_the_encoder(tmp_path: Any) -> None:
+    config = tiny(source_vocab_size=29, share_embeddings=False)
+    model, inputs = build(config), batch(config)
+    model.save_pretrained(tmp_path)
+    encoder = AutoModelForTextEncoding.from_pretrained(tmp_path)
+    inputs.pop("labels")
+    torch.testing.assert_close(encoder(**inputs).last_hidden_state, model.get_encoder()(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool, recwarn: pytest.WarningsRecorder) -> None:
+    model, inputs = build(tiny()).train(), batch(tiny())
+    expected = gradients(model, **inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert model.is_gradient_checkpointing
+    found = gradients(model, **inputs)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert relative_error(found[name], expected[name]) < 1e-5, name
+    model.gradient_checkpointing_disable()
+    assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_no_cache_while_training() -> None:
+    model, inputs = build(tiny()), batch(tiny())
+    assert model(**inputs).past_key_values is None
+    inputs["decoder_input_ids"] = inputs.pop("labels").clamp(min=0)
+    assert model.train()(**inputs).past_key_values is None
+    assert model.eval()(**inputs).past_key_values is not None
+
+
+def test_smoothing_in_training_only() -> None:
+    config = tiny(label_smoothing=0.2)
+    model, inputs = build(config).double(), batch(config)
+    plain = build(tiny()).double()(**inputs).loss
+    torch.testing.assert_close(model(**inputs).loss, plain)
+    logits, labels = model(**inputs).logits, inputs["labels"]
+    log_probs = logits.log_softmax(-1)[labels != -100]
+    spread = -log_probs.mean(-1).mean()
+    torch.testing.assert_close(model.train()(**inputs).loss, 0.8 * plain + 0.2 * spread)
+
+
+def test_loss_counts_the_tokens_of_the_whole_step() -> None:
+    """Micro-batches with uneven targets add up to the unsplit batch, in loss and in gradient."""
+    model, inputs = build(tiny()).double(), batch(tiny())
+    total = int((inputs["labels"] != -100).sum())
+    whole = gradients(model, **inputs)
+    model.zero_grad(set_to_none=True)
+    loss = torch.zeros((), dtype=torch.double)
+    for rows in (slice(0, 1), slice(1, 4)):
+        part = model(**{name: value[rows] for name, value in inputs.items()}, num_items_in_batch=total).loss
+        part.backward()
+        loss = loss + part.detach()
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, whole[name], msg=name)
+    labels = torch.full_like(inputs["labels"], -100)
+    assert model(**{**inputs, "labels": labels}).loss == 0  # nothing to learn, and no NaN
+
+
+def test_logits_to_keep() -> None:
+    model, inputs = build(tiny()), batch(tiny())
+    inputs["decoder_input_ids"] = inputs.pop("labels").clamp(min=0)
+    logits = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
+    assert isinstance(model(**inputs, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("field", [{"logits_bias": True}, {"logits_scale": 0.3}, {"attention_scale": 1.0}])
+def test_scales_and_bias_are_honoured(field: dict[str, Any]) -> None:
+    model, inputs = build(tiny(**field)).double(), batch(tiny())
+    logits = model(**inputs).logits
+    changed = copy.deepcopy(model)
+    if "logits_bias" in field:
+        bias = changed.lm_head.bias.detach().clone()
+        torch.nn.init.zeros_(changed.lm_head.bias)
+        torch.testing.assert_close(logits, changed(**inputs).logits + bias)
+    elif "logits_scale" in field:
+        changed.config.logits_scale = 1.0
+        torch.testing.assert_close(logits, changed(**inputs).logits * 0.3)
+    else:
+        for module in changed.modules():  # scaling q by 1 is scaling √D · q by 1/√D
+            if hasattr(module, "q_proj"):
+                module.scaling = module.head_dim**-0.5
+                module.q_proj.weight.data *= module.head_dim**0.5
+        torch.testing.assert_close(logits, changed(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"embedding_norm": True}, {"attention_bias": True}, {"feed_forward_bias": False}, {"norm_bias": False},
+     {"scale_embedding": False}, {"head_dim": 6}, {"hidden_act": "gelu"}, {"relative_attention_per_layer": True,
+     "position_encoding": "relative"}, {"final_norm": False}, {"norm_placement": "post", "final_norm": True},
+     {"position_offset": 2, "position_encoding": "learned"}, {"encoder_num_attention_heads": 2}],
+    ids=str,
+)  # fmt: skip
+def test_other_options_change_the_model_and_train(field: dict[str, Any]) -> None:
+    config = tiny(**field)
+    model, inputs = build(config), batch(config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    base = {k: v for k, v in field.items() if k == "position_encoding"}
+    plain = build(tiny(**base))
+    same_shapes = shapes == {name: parameter.shape for name, parameter in plain.named_parameters()}
+    assert not same_shapes or relative_error(model(**inputs).logits, plain(**inputs).logits) > 1e-3
+    for name, gradient in gradients(model.train(), **inputs).items():
+        assert gradient.abs().sum() > 0, name
+
+
+def test_dropouts_act_in_training_only() -> None:
+    for field in ("dropout", "attention_dropout", "activation_dropout"):
+        model, inputs = build(tiny(**{field: 0.5})), batch(tiny())
+        plain = build(tiny())(**inputs).logits
+        torch.testing.assert_close(model(**inputs).logits, plain, rtol=0, atol=0)
+        torch.manual_seed(0)
+        assert relative_error(model.train()(**inputs).logits, plain) > 1e-2, field
+
+
+class TestClearErrors:
+    @pytest.mark.parametrize(("name", "value"), [("input_ids", 37), ("input_ids", -1), ("labels", 40), ("labels", -7)])
+    def test_id_outside_the_vocabulary(self, name: str, value: int) -> None:
+        model, inputs = build(tiny()), batch(tiny())
+        inputs[name][0, 0] = value
+        with pytest.raises(IndexError, match=rf"{value} is outside the vocabulary of 37"):
+            model(**inputs)
+
+    @pytest.mark.parametrize("scheme", ["sinusoidal", "learned"])
+    def test_longer_than_the_table(self, scheme: str) -> None:
+        config = tiny(position_encoding=scheme, max_position_embeddings=8)
+        model = build(config)
+        long, short = torch.full((1, 9), 5), torch.full((1, 3), 5)
+        with pytest.raises(ValueError, match="source of 9 tokens does not fit max_position_embeddings = 8"):
+            model(input_ids=long, labels=short)
+        with pytest.raises(ValueError, match="target of 9 tokens"):
+            model(input_ids=short, labels=long)
+        with pytest.raises(ValueError, match="target of 9 tokens"):
+            model.generate(short, min_new_tokens=12, max_new_tokens=12)
+
+    def test_nothing_to_decode(self) -> None:
+        with pytest.raises(ValueError, match="decoder_input_ids"):
+            build(tiny())(input_ids=torch.tensor([[4]]))
+        with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+            build(tiny())(labels=torch.tensor([[4]]))
+
+    def test_unknown_argument(self) -> None:
+        with pytest.raises(TypeError, match="cu_seq_lens_q"):
+            build(tiny())(input_ids=torch.tensor([[4]]), labels=torch.tensor([[4]]), cu_seq_lens_q=None)
+
+    def test_flash_attention_with_a_bias(self) -> None:
+        for scheme in ("alibi", "relative"):
+            with pytest.raises(ValueError, match="does not support Flash Attention"):
+                DragomanForConditionalGeneration._from_config(tiny(position_encoding=scheme), attn_implementation="flash_attention_2")
+        assert DragomanForConditionalGeneration(tiny())._supports_flash_attn
+
+    def test_configuration_changed_afterwards(self) -> None:
+        config: DragomanConfig = tiny()
+        config.encoder_num_attention_heads = 5
+        with pytest.raises(StrictDataclassClassValidationError, match="encoder_num_attention_heads 5"):
+            DragomanForConditionalGeneration(config)
