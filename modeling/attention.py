@@ -54,7 +54,9 @@ def eager_attention(
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """True = attend becomes 0, False the most negative number; a mask that is a number already stays."""
-    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype) if mask.dtype == torch.bool else mask
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def dense_mask(mask: Any, causal: bool, queries: int, keys: int, device: torch.device) -> Tensor | None:

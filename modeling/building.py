@@ -1,5 +1,7 @@
 """From a configuration to parts: the only place that hands its fields to their keywords."""
 
+from typing import Literal
+
 from torch import nn
 
 from ..configuration.configuration_dragoman import DragomanConfig
@@ -7,6 +9,7 @@ from .embeddings import InputEmbedding, TokenEmbedding
 from .feed_forward import FeedForward
 from .norms import LayerNorm, RMSNorm
 from .position_biases import AlibiBias, RelativeBias
+from .position_encodings import RotaryEmbedding
 from .residual import Residual
 
 
@@ -37,6 +40,14 @@ def build_feed_forward(config: DragomanConfig, intermediate_size: int) -> FeedFo
         bias=config.feed_forward_bias,
         dropout=config.activation_dropout,
     )
+
+
+def build_rotary(config: DragomanConfig, side: Literal["encoder", "decoder"]) -> RotaryEmbedding | None:
+    if config.position_encoding != "rotary":
+        return None
+    view = config.get_text_config(**{side: True})  # a copy whose num_attention_heads is that of the side
+    view.head_dim = config.head_dim_of(view.num_attention_heads)
+    return RotaryEmbedding(view)
 
 
 def build_position_bias(

@@ -17,9 +17,10 @@ from .building import (
     build_norm,
     build_position_bias,
     build_residual,
+    build_rotary,
     build_token_embedding,
 )
-from .position_encodings import RotaryEmbedding, positions_of
+from .position_encodings import positions_of
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -88,8 +89,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = build_token_embedding(config, config.vocab_size)
         self.embedding = build_input_embedding(config)
-        rotary = config.position_encoding == "rotary"
-        self.rotary = RotaryEmbedding(config.get_text_config(decoder=True)) if rotary else None
+        self.rotary = build_rotary(config, "decoder")
         heads = config.decoder_num_attention_heads
         self.position_bias = build_position_bias(config, heads, bidirectional=False, per_layer=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.decoder_num_hidden_layers))

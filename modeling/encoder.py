@@ -15,9 +15,10 @@ from .building import (
     build_norm,
     build_position_bias,
     build_residual,
+    build_rotary,
     build_token_embedding,
 )
-from .position_encodings import RotaryEmbedding, positions_of
+from .position_encodings import positions_of
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -68,8 +69,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embed_tokens = build_token_embedding(config, config.source_vocab_size or config.vocab_size)
         self.embedding = build_input_embedding(config)
-        rotary = config.position_encoding == "rotary"
-        self.rotary = RotaryEmbedding(config.get_text_config(encoder=True)) if rotary else None
+        self.rotary = build_rotary(config, "encoder")
         heads = config.encoder_num_attention_heads
         self.position_bias = build_position_bias(config, heads, bidirectional=True, per_layer=False)
         self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.encoder_num_hidden_layers))

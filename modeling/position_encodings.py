@@ -62,7 +62,7 @@ class RotaryEmbedding(nn.Module):
     # transformers refills these two buffers after a meta-device load; it finds them, the type and the function by name.
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.config = config  # of one side: its num_attention_heads gives the head size
+        self.config = config  # of one side, with its head_dim
         self.rope_type = config.rope_parameters["rope_type"]
         compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
         inv_freq, self.attention_scaling = compute(config)
@@ -72,8 +72,8 @@ class RotaryEmbedding(nn.Module):
     @staticmethod
     def compute_default_rope_parameters(config: PreTrainedConfig, *_: object) -> tuple[Tensor, float]:
         """``ωᵢ = θ^(−2i/D)``."""
-        size = config.head_dim or config.hidden_size // config.num_attention_heads
-        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+        frequencies = config.rope_parameters["rope_theta"] ** -exponents
         return frequencies.float(), 1.0
 
     @torch.no_grad()

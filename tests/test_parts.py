@@ -1,0 +1,243 @@
+"""Each part against its formula, written out by hand in float64, or against another library."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BartConfig, T5Config
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from dragoman.configuration import presets
+from dragoman.modeling.attention import Attention, eager_attention
+from dragoman.modeling.building import build_rotary
+from dragoman.modeling.feed_forward import FeedForward
+from dragoman.modeling.loss import token_cross_entropy
+from dragoman.modeling.norms import LayerNorm, RMSNorm
+from dragoman.modeling.position_biases import AlibiBias, RelativeBias, alibi_slopes, relative_buckets
+from dragoman.modeling.position_encodings import (
+    LearnedPositions,
+    SinusoidalPositions,
+    apply_rotary,
+    positions_of,
+)
+from dragoman.modeling.residual import Residual
+
+torch.manual_seed(0)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def filled(module: nn.Module) -> Any:
+    """In float64, with every parameter drawn."""
+    module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+class TestNorms:
+    def test_layer_norm(self) -> None:
+        norm, x = filled(LayerNorm(8, 1e-5)), normal(2, 3, 8) * 5 + 3
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        torch.testing.assert_close(norm(x), (x - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias)
+        assert LayerNorm(8, 1e-5, bias=False).bias is None
+
+    @pytest.mark.parametrize("eps", [1e-6, 0.5])
+    def test_rms_norm(self, eps: float) -> None:
+        norm, x = filled(RMSNorm(8, eps)), normal(2, 3, 8)
+        torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight)
+
+    @pytest.mark.parametrize("norm", [LayerNorm(256, 1e-5), RMSNorm(256, 1e-5)])
+    def test_statistics_are_taken_in_fp32(self, norm: nn.Module) -> None:
+        """Squares of 300 overflow fp16, and 256 of them lose half of bf16's digits."""
+        x = torch.randn(4, 256) * 300
+        for dtype in (torch.float16, torch.bfloat16):
+            expected = norm(x.to(dtype).float())
+            torch.testing.assert_close(norm.to(dtype)(x.to(dtype)).float(), expected, rtol=1e-2, atol=1e-2)
+            norm.float()
+
+
+class TestFeedForward:
+    def test_plain_and_gated(self) -> None:
+        x = normal(2, 3, 6)
+        plain = filled(FeedForward(6, 10, "relu", gated=False, bias=True, dropout=0.0))
+        hidden = (x @ plain.up_proj.weight.T + plain.up_proj.bias).clamp(min=0)
+        torch.testing.assert_close(plain(x), hidden @ plain.down_proj.weight.T + plain.down_proj.bias)
+        gated = filled(FeedForward(6, 10, "silu", gated=True, bias=False, dropout=0.0))
+        gate = x @ gated.gate_proj.weight.T
+        hidden = gate / (1 + (-gate).exp()) * (x @ gated.up_proj.weight.T)
+        torch.testing.assert_close(gated(x), hidden @ gated.down_proj.weight.T)
+
+
+def test_residual_placements() -> None:
+    norm, x = filled(LayerNorm(8, 1e-5)), normal(2, 3, 8)
+    torch.testing.assert_close(Residual(norm, "pre", 0.0)(x, torch.sin), x + norm(x).sin())
+    torch.testing.assert_close(Residual(norm, "post", 0.0)(x, torch.sin), norm(x + x.sin()))
+
+
+class TestPositions:
+    def test_positions_count_tokens(self) -> None:
+        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]])
+        expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 2, 2]]
+        assert positions_of(mask, 5, mask.device).tolist() == expected
+        causal = torch.ones(5, 5, dtype=torch.bool).tril() & mask[:, None, None].bool()
+        assert positions_of(causal, 5, mask.device).tolist() == expected
+        additive = torch.where(causal, 0.0, -1e9)
+        assert positions_of(additive, 5, mask.device).tolist() == expected
+
+    def test_sinusoids(self) -> None:
+        size, positions = 10, torch.tensor([[0, 1, 63], [5, 5, 2]])
+        found = SinusoidalPositions(64, size)(positions)
+        for b, t, i in np.ndindex(2, 3, size):
+            angle = positions[b, t].item() / 10000 ** (2 * (i % 5) / size)
+            expected = math.sin(angle) if i < 5 else math.cos(angle)
+            assert found[b, t, i].item() == pytest.approx(expected, abs=1e-6)
+
+    def test_learned_positions_begin_at_the_offset(self) -> None:
+        table = filled(LearnedPositions(6, 4, offset=2))
+        torch.testing.assert_close(table(torch.tensor([[0, 5]])), table.weight[[2, 7]][None])
+
+    def test_rotary_turns_pairs(self) -> None:
+        config = presets.tiny(rope_parameters={"rope_theta": 100.0})
+        x, positions = normal(2, 4, 3, 16), torch.tensor([[0, 1, 7], [4, 4, 9]])
+        turned = apply_rotary(x, build_rotary(config, "decoder")(positions, x.dtype))
+        pairs = torch.complex(x[..., :8], x[..., 8:])
+        angles = positions[:, None, :, None] * 100.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+        expected = pairs * torch.polar(torch.ones_like(angles), angles)
+        torch.testing.assert_close(turned, torch.cat([expected.real, expected.imag], -1), rtol=1e-5, atol=1e-5)
+
+    def test_rotary_scores_know_distance_only(self) -> None:
+        rotary = build_rotary(presets.tiny(), "encoder")
+        q, k = normal(1, 1, 1, 16), normal(1, 1, 1, 16)
+
+        def score(p: int, q_: int) -> Tensor:
+            return apply_rotary(q, rotary(torch.tensor([[p]]), q.dtype)) @ apply_rotary(
+                k, rotary(torch.tensor([[q_]]), q.dtype)
+            ).transpose(2, 3)
+
+        torch.testing.assert_close(score(9, 4), score(205, 200), rtol=1e-4, atol=1e-5)
+        assert (score(9, 4) - score(9, 5)).abs() > 1e-3
+
+    @pytest.mark.parametrize(
+        "scaling",
+        [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0},
+         {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}],
+        ids=lambda s: s["rope_type"],
+    )  # fmt: skip
+    def test_scaled_rotary_is_that_of_transformers(self, scaling: dict[str, Any]) -> None:
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 32, **scaling}
+        ours = build_rotary(presets.tiny(rope_parameters=dict(rope)), "decoder")
+        llama = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=dict(rope), max_position_embeddings=1024)
+        positions, x = torch.arange(50)[None], torch.zeros(1)
+        for found, expected in zip(ours(positions, x.dtype), LlamaRotaryEmbedding(llama)(x, positions), strict=True):
+            torch.testing.assert_close(found[:, 0], expected)
+
+
+class TestBiases:
+    def test_alibi(self) -> None:
+        assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+        torch.testing.assert_close(alibi_slopes(3), torch.tensor([2.0**-4, 2.0**-8, 2.0**-2]))
+        bias = AlibiBias(4)(torch.tensor([[3]]), torch.tensor([[0, 3, 5]]))
+        slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
+        torch.testing.assert_close(bias[0, :, 0], -slopes[:, None] * torch.tensor([3.0, 0.0, 2.0]))
+
+    @pytest.mark.parametrize("bidirectional", [True, False])
+    def test_buckets_are_those_of_t5(self, bidirectional: bool) -> None:
+        distance = torch.arange(-300, 301)
+        for buckets, furthest in ((32, 128), (8, 20)):
+            found = relative_buckets(distance, buckets, furthest, bidirectional)
+            expected = T5Attention._relative_position_bucket(distance, bidirectional, buckets, furthest)
+            assert found.tolist() == expected.tolist()
+            assert set(range(buckets)) >= set(found.tolist())
+
+    def test_relative_bias_is_per_head(self) -> None:
+        bias = filled(RelativeBias(3, 8, 20, bidirectional=True))
+        found = bias(torch.tensor([[2, 7]]), torch.tensor([[0, 2, 3]]))
+        assert found.shape == (1, 3, 2, 3)
+        bucket = relative_buckets(torch.tensor(3 - 7), 8, 20, True)
+        torch.testing.assert_close(found[0, :, 1, 2], bias.weight[bucket])
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, allowed: Tensor, bias: Tensor) -> Tensor:
+    """One query, one head, one key at a time."""
+    output = torch.zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3], dtype=q.dtype)
+    for b, h, t in np.ndindex(*q.shape[:3]):
+        group = h // (q.shape[1] // k.shape[1])
+        weights = [
+            math.exp(float(q[b, h, t] @ k[b, group, s]) * scale + float(bias[b, h, t, s])) * float(allowed[b, t, s])
+            for s in range(k.shape[2])
+        ]
+        for s, weight in enumerate(weights):
+            output[b, t, h] += weight / sum(weights) * v[b, group, s]
+    return output
+
+
+class TestAttention:
+    @pytest.mark.parametrize("groups", [4, 2, 1])
+    def test_formula(self, groups: int) -> None:
+        q, k, v, bias = normal(2, 4, 3, 5), normal(2, groups, 6, 5), normal(2, groups, 6, 5), normal(2, 4, 3, 6)
+        allowed = torch.rand(2, 3, 6) > 0.4
+        allowed[..., 0] = True
+        output, weights = eager_attention(nn.Module(), q, k, v, allowed[:, None], scaling=0.7, position_bias=bias)
+        torch.testing.assert_close(output, naive_attention(q, k, v, 0.7, allowed, bias))
+        assert (weights[~allowed[:, None].expand_as(weights)] == 0).all()
+
+    @pytest.mark.parametrize("cross", [True, False])
+    def test_equals_bart(self, cross: bool) -> None:
+        config = presets.tiny(hidden_size=32, attention_bias=True, position_encoding="none")
+        ours = filled(Attention(config, 4, 4, 0, is_causal=False))
+        theirs = BartAttention(32, 4, config=BartConfig(d_model=32, attn_implementation="eager")).double()
+        renamed = {name.replace("o_proj", "out_proj"): value for name, value in ours.state_dict().items()}
+        theirs.load_state_dict(renamed)
+        x, source = normal(2, 5, 32), normal(2, 7, 32)
+        expected = theirs(x, key_value_states=source if cross else None)[0]
+        torch.testing.assert_close(ours(x, source if cross else None, mask=None)[0], expected)
+
+    def test_equals_t5_with_its_bias_and_scale(self) -> None:
+        config = presets.tiny(hidden_size=32, attention_scale=1.0, position_encoding="none", head_dim=6)
+        ours, bias = filled(Attention(config, 4, 4, 0, is_causal=False)), filled(RelativeBias(4, 8, 20, True))
+        sizes = {"d_model": 32, "num_heads": 4, "d_kv": 6, "dropout_rate": 0.0}
+        t5 = T5Config(**sizes, relative_attention_num_buckets=8, relative_attention_max_distance=20)
+        theirs = T5Attention(t5, has_relative_attention_bias=True).double()
+        names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"}
+        for name, other in names.items():
+            getattr(theirs, other).weight.data.copy_(getattr(ours, name).weight)
+        theirs.relative_attention_bias.weight.data.copy_(bias.weight)
+        x, positions = normal(2, 9, 32), torch.arange(9)[None]
+        expected = theirs(x)[0]
+        found = ours(x, mask=None, position_bias=bias(positions, positions))[0]
+        torch.testing.assert_close(found, expected)
+
+    def test_softmax_in_fp32(self) -> None:
+        q, k = torch.full((1, 1, 1, 64), 8.0), torch.full((1, 1, 2, 64), 8.0)
+        v = torch.randn(1, 1, 2, 64)
+        half, _ = eager_attention(nn.Module(), q.half(), k.half(), v.half(), None, scaling=1.0)
+        torch.testing.assert_close(half.float(), v.mean(2, keepdim=True).transpose(1, 2), rtol=1e-2, atol=1e-2)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("smoothing", [0.0, 0.3])
+    def test_formula(self, smoothing: float) -> None:
+        logits, labels = normal(2, 3, 5) * 3, torch.tensor([[1, 4, -100], [0, -100, -100]])
+        expected = 0.0
+        for b, t in ((0, 0), (0, 1), (1, 0)):
+            log_probs = logits[b, t] - logits[b, t].exp().sum().log()
+            expected -= float((1 - smoothing) * log_probs[labels[b, t]] + smoothing * log_probs.mean())
+        found = token_cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert found.item() == pytest.approx(expected / 3, rel=1e-12)
+        for count in (7, torch.tensor(7)):
+            assert token_cross_entropy(logits, labels, count, smoothing).item() == pytest.approx(expected / 7, rel=1e-12)
+
+    def test_half_precision_is_summed_in_fp32(self) -> None:
+        logits, labels = torch.randn(1, 4096, 8).bfloat16(), torch.randint(8, (1, 4096))
+        expected = token_cross_entropy(logits.double(), labels)
+        assert token_cross_entropy(logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
