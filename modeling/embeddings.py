@@ -16,7 +16,7 @@ class TokenEmbedding(nn.Embedding):
         self.scale = scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        check_ids(ids, self.num_embeddings, "Token id")
+        check_ids(ids, self.weight.shape[0], "Token id")  # num_embeddings lags behind a tied resize
         return F.embedding(ids, self.weight) * self.scale  # (B, T, C)
 
 

@@ -1,0 +1,255 @@
+"""generate(), unmodified: every mode, on models whose output is not one repeated id."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutput
+
+from dragoman import DragomanForConditionalGeneration
+from support import SCHEMES, batch, build, tiny
+
+LENGTH = 12
+
+
+def model_and_source(seed: int = 17, **overrides: Any) -> tuple[DragomanForConditionalGeneration, dict[str, Tensor]]:
+    config = tiny(share_embeddings=False, source_vocab_size=29, tie_word_embeddings=False, **overrides)
+    model = build(config, seed).double()
+    model.lm_head.weight.data *= 4  # clear choices: no ties between tokens
+    model.generation_config.max_length = None
+    model.generation_config.max_new_tokens = LENGTH
+    inputs = batch(config)
+    del inputs["labels"]
+    return model, inputs
+
+
+def generate(model: DragomanForConditionalGeneration, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return model.generate(**inputs, **{"no_repeat_ngram_size": 1, "suppress_tokens": [0, 1], **kwargs})
+
+
+def varied(ids: Tensor) -> bool:
+    """Rows differ from each other, and half of a row's tokens from each other."""
+    rows = [[token for token in row if token not in (0, 1, 2)] for row in ids.tolist()]
+    return len(set(map(tuple, rows))) == len(rows) and all(row and len(set(row)) >= len(row) / 2 for row in rows)
+
+
+MODES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 7},
+    "beam": {"num_beams": 3},
+    "beam sampling": {"num_beams": 3, "do_sample": True},
+    "n-best": {"num_beams": 4, "num_return_sequences": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 3},
+}
+modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+
+
+@modes
+def test_cached_equals_uncached(mode: dict[str, Any]) -> None:
+    model, inputs = model_and_source()
+    expected = generate(model, inputs, use_cache=False, **mode)
+    assert varied(expected) or "num_return_sequences" in mode
+    assert generate(model, inputs, **mode).tolist() == expected.tolist()
+    assert len(expected) == 4 * mode.get("num_return_sequences", 1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_caches_and_padding(scheme: str, mode: dict[str, Any], cache: str) -> None:
+    model, inputs = model_and_source(position_encoding=scheme, decoder_num_key_value_heads=2)
+    expected = generate(model, inputs, use_cache=False, **mode).tolist()
+    assert generate(model, inputs, cache_implementation=cache, **mode).tolist() == expected
+    rows = [row[row != 0] for row in inputs["input_ids"]]
+    left = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0, padding_side="left")
+    assert generate(model, {"input_ids": left}, cache_implementation=cache, **mode).tolist() == expected
+    for row, ids in zip(rows, expected, strict=True):  # batched = one by one
+        alone = generate(model, {"input_ids": row[None]}, **mode)[0].tolist()
+        assert alone == ids[: len(alone)]
+        assert set(ids[len(alone) :]) <= {0, 2}  # beam search fills up with the end token where padding is 0
+
+
+def test_one_beam_is_greedy() -> None:
+    model, inputs = model_and_source()
+    torch.testing.assert_close(generate(model, inputs, num_beams=1, length_penalty=0.3), generate(model, inputs))
+
+
+def test_the_source_matters() -> None:
+    model, inputs = model_and_source()
+    other = {**inputs, "input_ids": (inputs["input_ids"] + 1).clamp(max=28) * inputs["attention_mask"]}
+    assert generate(model, inputs).tolist() != generate(model, other).tolist()
+
+
+@modes
+def test_encoder_outputs_are_left_as_they_were(mode: dict[str, Any]) -> None:
+    model, inputs = model_and_source()
+    states = model.get_encoder()(**inputs)
+    before = states.last_hidden_state.clone()
+    expected = generate(model, inputs, **mode)
+    found = generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states, **mode)
+    assert found.tolist() == expected.tolist()
+    torch.testing.assert_close(states.last_hidden_state, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_embeddings_alone_drive_the_encoder(mode: dict[str, Any]) -> None:
+    """As for speech: feature sequences much longer than the target, with their mask and nothing else."""
+    model, _ = model_and_source(position_encoding="rotary")
+    features = torch.randn(3, 200, 32, dtype=torch.float64)
+    mask = (torch.arange(200) < torch.tensor([[200], [150], [90]])).long()
+    labels = torch.randint(3, 37, (3, 5))
+    loss = model.train()(inputs_embeds=features, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    assert model.model.encoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    model.eval()
+    found = generate(model, {"inputs_embeds": features, "attention_mask": mask}, **mode)
+    assert varied(found)
+    assert found.tolist() == generate(model, {"inputs_embeds": features, "attention_mask": mask}, use_cache=False, **mode).tolist()
+    garbled = torch.where(mask.bool()[..., None], features, 9.0)
+    assert generate(model, {"inputs_embeds": garbled, "attention_mask": mask}, **mode).tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ragged_prefixes(mode: dict[str, Any], scheme: str) -> None:
+    model, inputs = model_and_source(position_encoding=scheme)
+    prefixes = [[1, 9, 8, 7], [1, 5], [1], [1, 20, 21]]
+    padded = torch.tensor([[0] * (4 - len(p)) + p for p in prefixes])
+    found = generate(model, inputs, decoder_input_ids=padded, no_repeat_ngram_size=0, **mode)
+    for i, prefix in enumerate(prefixes):
+        source = inputs["input_ids"][i][inputs["attention_mask"][i].bool()][None]
+        alone = generate(model, {"input_ids": source}, decoder_input_ids=torch.tensor([prefix]), no_repeat_ngram_size=0, **mode)
+        assert alone[0, : len(prefix)].tolist() == prefix
+        row = found[i, 4 - len(prefix) :].tolist()
+        assert row[: alone.shape[1]] == alone[0].tolist()
+
+
+def test_forced_bos_and_start_per_row() -> None:
+    model, inputs = model_and_source()
+    assert (generate(model, inputs, forced_bos_token_id=17)[:, 1] == 17).all()
+    found = generate(model, inputs, decoder_start_token_id=[[11], [12], [13], [14]])
+    assert found[:, 0].tolist() == [11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_transition_scores_are_log_probabilities(mode: dict[str, Any]) -> None:
+    """With unequal vocabularies; recomputed by one teacher-forced pass."""
+    model, inputs = model_and_source()
+    kwargs = {"no_repeat_ngram_size": 0, "suppress_tokens": None, "output_scores": True, "return_dict_in_generate": True, "renormalize_logits": True}
+    outputs = generate(model, inputs, **kwargs, **mode)
+    scores = model.compute_transition_scores(
+        outputs.sequences, outputs.scores, getattr(outputs, "beam_indices", None), normalize_logits=not mode
+    )
+    logits = model(**inputs, decoder_input_ids=outputs.sequences).logits.float().log_softmax(-1)  # as generate does
+    expected = logits[:, :-1].gather(2, outputs.sequences[:, 1:, None])[..., 0]
+    ended = (outputs.sequences[:, 1:] == model.config.eos_token_id).cumsum(1)
+    real = (ended - (outputs.sequences[:, 1:] == model.config.eos_token_id).long()) == 0
+    torch.testing.assert_close(scores[real], expected[real])
+    if mode:
+        lengths = real.sum(1)
+        torch.testing.assert_close(outputs.sequences_scores, (expected * real).sum(1) / lengths)
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_attentions_while_generating(mode: dict[str, Any]) -> None:
+    for cache in ("dynamic", "static"):
+        model, inputs = model_and_source()
+        outputs = generate(
+            model, inputs, output_attentions=True, return_dict_in_generate=True, cache_implementation=cache, **mode
+        )
+        assert outputs.sequences.tolist() == generate(model, inputs, **mode).tolist()
+        rows = 4 * mode.get("num_beams", 1)
+        assert len(outputs.encoder_attentions) == 3
+        for step, layers in enumerate(outputs.cross_attentions):
+            assert len(layers) == 2
+            assert layers[0].shape == (rows, 4, 1, 9), step
+            torch.testing.assert_close(layers[0].sum(-1), torch.ones_like(layers[0].sum(-1)))
+            assert (layers[0][-1, ..., 7:] == 0).all()  # padding
+        if not mode:
+            ids = outputs.sequences[:, :-1]
+            whole = model(**inputs, decoder_input_ids=ids, output_attentions=True)
+            for layer in range(2):
+                stepwise = torch.cat([step[layer] for step in outputs.cross_attentions], dim=2)
+                torch.testing.assert_close(stepwise, whole.cross_attentions[layer])
+                last = outputs.decoder_attentions[-1][layer][..., : ids.shape[1]]
+                torch.testing.assert_close(last[:, :, 0], whole.decoder_attentions[layer][:, :, -1])
+
+
+def test_speculative_modes_equal_greedy() -> None:
+    model, inputs = model_and_source()
+    source, plain = {"input_ids": inputs["input_ids"][:1]}, {"no_repeat_ngram_size": 0, "suppress_tokens": None}
+    expected = generate(model, source, **plain).tolist()
+    assert len(set(expected[0])) > 6
+    assert generate(model, source, prompt_lookup_num_tokens=3, **plain).tolist() == expected
+    assistant = copy.deepcopy(model)
+    for parameter in assistant.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    assert generate(model, source, assistant_model=assistant, **plain).tolist() == expected
+
+
+def test_hooks_of_the_caller() -> None:
+    model, inputs = model_and_source()
+
+    class Never(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            return scores.index_fill(1, banned, -float("inf"))
+
+    class At(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 5)
+
+    class Collect(BaseStreamer):
+        def __init__(self) -> None:
+            self.values: list[int] = []
+            self.ended = False
+
+        def put(self, value: Tensor) -> None:
+            self.values += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended = True
+
+    banned = generate(model, inputs)[:, 1].unique()
+    found = generate(model, inputs, logits_processor=LogitsProcessorList([Never()]))
+    assert not torch.isin(found[:, 1], banned).any()
+    assert generate(model, inputs, stopping_criteria=StoppingCriteriaList([At()])).shape[1] == 5
+    streamer = Collect()
+    one = {"input_ids": inputs["input_ids"][:1]}
+    assert streamer.values == [] and generate(model, one, streamer=streamer)[0].tolist() == streamer.values
+    assert streamer.ended
+
+
+def test_continuous_batching_raises_instead_of_returning_the_prompt() -> None:
+    model, inputs = model_and_source()
+    with pytest.raises(NotImplementedError, match="no continuous batching"):
+        model.generate(**inputs, cache_implementation="paged")
+    with pytest.raises(NotImplementedError, match="no continuous batching"):
+        model.generate_batch([[4, 5]])
+    with pytest.raises(NotImplementedError, match="no continuous batching"):
+        model.init_continuous_batching()
+
+
+def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
+    model, inputs = model_and_source()
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ValueError, match="call model.eval"):
+        model.generate(**inputs)
+
+
+def test_more_decoder_layers_than_encoder_layers() -> None:
+    """Caches are sized from the decoder."""
+    model, inputs = model_and_source(encoder_num_hidden_layers=1, decoder_num_hidden_layers=4)
+    for cache in ("dynamic", "static"):
+        assert generate(model, inputs, cache_implementation=cache).tolist() == generate(model, inputs, use_cache=False).tolist()
+
+
+def test_tuple_encoder_outputs() -> None:
+    model, inputs = model_and_source()
+    states = BaseModelOutput(model.get_encoder()(**inputs).last_hidden_state)
+    assert varied(generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states))
