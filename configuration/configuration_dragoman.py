@@ -139,8 +139,8 @@ class DragomanConfig(PreTrainedConfig):
         unknown = [name for name in kwargs if name not in _TRANSFORMERS_KEYWORDS]
         if unknown and is_newer(self.dragoman_version, VERSION):
             logger.warning(
-                f"This configuration was written by Dragoman {self.dragoman_version}; this is {VERSION}, which ignores its "
-                f"{', '.join(unknown)}. To honour them: pip install -U dragoman."
+                f"This configuration was written by Dragoman {self.dragoman_version}; this is {VERSION}, which ignores "
+                f"its {', '.join(unknown)}. To honour them: pip install -U dragoman."
             )
             return {name: value for name, value in kwargs.items() if name not in unknown}
         for name in unknown:
@@ -148,7 +148,7 @@ class DragomanConfig(PreTrainedConfig):
                 sides = [n for n in names if n.endswith(f"coder_{name}")] or [self.attribute_map[name]]
                 hint = f"It is a name for reading only; set {' and '.join(sides)}."
             else:
-                near = difflib.get_close_matches(name, names, n=1)
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
                 hint = f"Did you mean {near[0]}?" if near else "Generation settings belong to model.generation_config."
             raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
         return kwargs
@@ -168,7 +168,9 @@ class DragomanConfig(PreTrainedConfig):
         return self.head_dim or self.hidden_size // num_attention_heads
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, preset: "str | DragomanConfig" = "tiny", **overrides: Any) -> "DragomanConfig":
+    def from_tokenizer(
+        cls, tokenizer: Any, preset: "str | DragomanConfig" = "tiny", **overrides: Any
+    ) -> "DragomanConfig":
         """Fill vocabulary sizes and special token ids from a tokenizer.
 
         ``preset`` is the name of a function in :mod:`dragoman.presets`, or a configuration to start from.

@@ -78,7 +78,9 @@ def fit(
     """The work behind :meth:`DragomanConfig.from_tokenizer`."""
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         missing = "pad_token" if tokenizer.pad_token_id is None else "eos_token"
-        raise ValueError(f"The tokenizer has no {missing}: tokenizer.add_special_tokens({{{missing!r}: ...}}) gives it one.")
+        raise ValueError(
+            f"The tokenizer has no {missing}: tokenizer.add_special_tokens({{{missing!r}: ...}}) gives it one."
+        )
     source = getattr(tokenizer, "source_vocab_size", len(tokenizer))
     target = getattr(tokenizer, "target_vocab_size", len(tokenizer))
     bos = tokenizer.bos_token_id
@@ -94,7 +96,9 @@ def fit(
     fitted |= overrides
     for name, needed in (("vocab_size", target), ("source_vocab_size", source)):
         if fitted.get(name) is not None and fitted[name] < needed:
-            raise ValueError(f"{name} {fitted[name]} does not hold the tokenizer's {needed} ids: leave it out, or raise it.")
+            raise ValueError(
+                f"{name} {fitted[name]} does not hold the tokenizer's {needed} ids: leave it out, or raise it."
+            )
     if isinstance(preset, DragomanConfig):
         inherited = {field.name: getattr(preset, field.name) for field in fields(preset)}
         return config_class(**{**inherited, **fitted})

@@ -25,7 +25,7 @@ def is_newer(version: str, than: str) -> bool:
 def check_architecture(config: Any) -> None:
     for name in _SIZES:
         value = getattr(config, name)
-        if value is not None and (isinstance(value, bool) or value < 1):
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     for name in _PROBABILITIES:
         if not 0 <= getattr(config, name) < 1:
@@ -57,10 +57,13 @@ def check_positions(config: Any) -> None:
     scheme = config.position_encoding
     if scheme == "sinusoidal" and config.hidden_size % 2:
         raise ValueError(
-            f"position_encoding='sinusoidal' needs an even hidden_size (sine and cosine pairs), got {config.hidden_size}."
+            "position_encoding='sinusoidal' needs an even hidden_size (sine and cosine pairs), got "
+            f"{config.hidden_size}."
         )
     if config.position_offset and scheme != "learned":
-        raise ValueError(f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0.")
+        raise ValueError(
+            f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0."
+        )
     if config.position_offset < 0:
         raise ValueError(f"position_offset must not be negative, got {config.position_offset}.")
     if scheme == "rotary":
@@ -68,13 +71,16 @@ def check_positions(config: Any) -> None:
             head_dim = config.head_dim_of(getattr(config, f"{side}_num_attention_heads"))
             if head_dim % 2:
                 raise ValueError(
-                    f"position_encoding='rotary' turns pairs of channels: the {side}'s head_dim must be even, got {head_dim}."
+                    f"position_encoding='rotary' turns pairs of channels: the {side}'s head_dim must be even, got "
+                    f"{head_dim}."
                 )
         rope_type = (config.rope_parameters or {}).get("rope_type", "default")
         if rope_type not in _ROPE_TYPES:
             raise ValueError(f"rope_parameters: rope_type must be one of {', '.join(_ROPE_TYPES)}, got {rope_type!r}.")
         if "partial_rotary_factor" in (config.rope_parameters or {}):
-            raise ValueError("rope_parameters: partial_rotary_factor is not supported; every channel of a head is turned.")
+            raise ValueError(
+                "rope_parameters: partial_rotary_factor is not supported; every channel of a head is turned."
+            )
     elif config.rope_parameters:
         raise ValueError(f"rope_parameters belongs to position_encoding='rotary', not {scheme!r}: remove it.")
     if config.relative_attention_per_layer and scheme != "relative":
@@ -116,6 +122,6 @@ def check_special_tokens(config: Any) -> None:
             raise ValueError(f"{name} {value} is outside the vocabulary, which has ids 0 to {limit - 1}.")
     if config.eos_token_id == config.pad_token_id:
         raise ValueError(
-            f"eos_token_id and pad_token_id are both {config.pad_token_id}: the end of a sequence could not be told from "
-            "padding. Give the tokenizer a pad token of its own."
+            f"eos_token_id and pad_token_id are both {config.pad_token_id}: the end of a sequence could not be told "
+            "from padding. Give the tokenizer a pad token of its own."
         )

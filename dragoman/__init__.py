@@ -3,23 +3,30 @@
 Importing it registers configuration, models and tokenizer with transformers' Auto classes; twice is harmless.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, AutoTokenizer
 
+from .adapters import register_lora_targets
 from .configuration import presets
-from .configuration.configuration_dragoman import VERSION as __version__
-from .configuration.configuration_dragoman import DragomanConfig
+from .configuration.configuration_dragoman import VERSION, DragomanConfig
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
+from .tokenization.tokenization_dragoman import DragomanTokenizer
+
+__version__ = VERSION
 
 AutoConfig.register("dragoman", DragomanConfig, exist_ok=True)
+AutoTokenizer.register(DragomanConfig, tokenizer_class=DragomanTokenizer, exist_ok=True)
 AutoModel.register(DragomanConfig, DragomanModel, exist_ok=True)
 AutoModelForTextEncoding.register(DragomanConfig, DragomanEncoderModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration, exist_ok=True)
+
+register_lora_targets()
 
 __all__ = [
     "DragomanConfig",
     "DragomanEncoderModel",
     "DragomanForConditionalGeneration",
     "DragomanModel",
+    "DragomanTokenizer",
     "__version__",
     "presets",
 ]

@@ -16,7 +16,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..configuration.configuration_dragoman import DragomanConfig
 from .position_encodings import apply_rotary
 
-
 LayerSelection = bool | Sequence[int] | None  # of which layers to return weights: all, those listed, or none
 
 
@@ -112,7 +111,9 @@ class Attention(nn.Module):
         if rotary is not None:
             query = apply_rotary(query, rotary)
         key, value = self._keys_and_values(x, source, rotary, cache)  # (B, K, S, D)
-        bias = {} if position_bias is None else {"position_bias": position_bias.to(query.dtype).expand(len(x), -1, -1, -1)}
+        bias = (
+            {} if position_bias is None else {"position_bias": position_bias.to(query.dtype).expand(len(x), -1, -1, -1)}
+        )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **bias)

@@ -111,7 +111,11 @@ class Decoder(nn.Module):
         return_dict: bool = True,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("The decoder needs either decoder_input_ids or decoder_inputs_embeds (or labels).")
+            raise ValueError(
+                "The decoder needs decoder_input_ids, decoder_inputs_embeds or labels, one of them. Where a Trainer "
+                "takes the labels away (label_smoothing_factor), the collator makes the ids: "
+                "DataCollatorForSeq2Seq(tokenizer, model=model); or set config.label_smoothing instead."
+            )
         if encoder_hidden_states is None:
             raise ValueError("The decoder needs encoder_hidden_states to attend to.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
@@ -161,7 +165,9 @@ class Decoder(nn.Module):
             raise TypeError(f"past_key_values must be an EncoderDecoderCache, got {type(cache).__name__}.")
         if self.gradient_checkpointing and self.training:
             if cache is not None:
-                raise ValueError("Gradient checkpointing runs layers twice and cannot fill a cache: call model.eval() first.")
+                raise ValueError(
+                    "Gradient checkpointing runs layers twice and cannot fill a cache: call model.eval() first."
+                )
             return None
         if cache is None and use_cache:
             return EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))

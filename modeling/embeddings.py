@@ -31,8 +31,8 @@ def check_ids(ids: Tensor, limit: int, what: str) -> None:
     lowest, highest = (int(bound) for bound in ids.aminmax())
     if lowest < 0 or highest >= limit:
         raise IndexError(
-            f"{what} {lowest if lowest < 0 else highest} is outside the vocabulary of {limit}: were the ids made by this "
-            "model's tokenizer, and does config.vocab_size (source_vocab_size for inputs) count all of its tokens?"
+            f"{what} {lowest if lowest < 0 else highest} is outside the vocabulary of {limit}: were the ids made by "
+            "this model's tokenizer, and does config.vocab_size (source_vocab_size for inputs) count all of its tokens?"
         )
 
 
@@ -62,6 +62,6 @@ class InputEmbedding(nn.Module):
         """Raises ValueError for a sequence longer than the position table."""
         if self.max_length is not None and isinstance(length, int) and length > self.max_length:
             raise ValueError(
-                f"A {what} of {length} tokens does not fit max_position_embeddings = {self.max_length}: truncate it, or "
-                "build the model with a larger max_position_embeddings or position_encoding='rotary'."
+                f"A {what} of {length} tokens does not fit max_position_embeddings = {self.max_length}: truncate it, "
+                "or build the model with a larger max_position_embeddings or position_encoding='rotary'."
             )

@@ -10,9 +10,7 @@ class FeedForward(nn.Module):
     Vaswani et al. 2017, section 3.3; gates: Shazeer 2020 (arXiv:2002.05202).
     """
 
-    def __init__(
-        self, size: int, intermediate_size: int, act: str, gated: bool, bias: bool, dropout: float
-    ) -> None:
+    def __init__(self, size: int, intermediate_size: int, act: str, gated: bool, bias: bool, dropout: float) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(size, intermediate_size, bias=bias) if gated else None
         self.up_proj = nn.Linear(size, intermediate_size, bias=bias)

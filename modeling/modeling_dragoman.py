@@ -235,4 +235,6 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = token_cross_entropy(logits, labels, num_items_in_batch, smoothing)
-        return Seq2SeqLMOutput(loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"})
+        return Seq2SeqLMOutput(
+            loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
+        )

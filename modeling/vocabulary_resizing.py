@@ -20,8 +20,8 @@ class VocabularyResizingMixin:
         """
         if self.config.source_vocab_size is not None:
             raise ValueError(
-                f"This model has two vocabularies (source {self.config.source_vocab_size}, target {self.config.vocab_size}): "
-                "call resize_source_embeddings or resize_target_embeddings."
+                f"This model has two vocabularies (source {self.config.source_vocab_size}, target "
+                f"{self.config.vocab_size}): call resize_source_embeddings or resize_target_embeddings."
             )
         decoder = getattr(self.base_model, "decoder", None)  # type: ignore[attr-defined]
         if decoder is not None and not self.config.share_embeddings:

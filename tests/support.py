@@ -93,7 +93,9 @@ def build(config: DragomanConfig, seed: int = 0, **kwargs: Any) -> DragomanForCo
     return model.eval()
 
 
-def batch(config: DragomanConfig, seed: int = 1, sizes: tuple[tuple[int, int], ...] = ((9, 4), (5, 7), (1, 1), (7, 6))) -> dict[str, Tensor]:
+def batch(
+    config: DragomanConfig, seed: int = 1, sizes: tuple[tuple[int, int], ...] = ((9, 4), (5, 7), (1, 1), (7, 6))
+) -> dict[str, Tensor]:
     """A right-padded batch, source and target lengths all different."""
     generator = torch.Generator().manual_seed(seed)
 

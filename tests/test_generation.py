@@ -109,7 +109,10 @@ def test_embeddings_alone_drive_the_encoder(mode: dict[str, Any]) -> None:
     model.eval()
     found = generate(model, {"inputs_embeds": features, "attention_mask": mask}, **mode)
     assert varied(found)
-    assert found.tolist() == generate(model, {"inputs_embeds": features, "attention_mask": mask}, use_cache=False, **mode).tolist()
+    assert (
+        found.tolist()
+        == generate(model, {"inputs_embeds": features, "attention_mask": mask}, use_cache=False, **mode).tolist()
+    )
     garbled = torch.where(mask.bool()[..., None], features, 9.0)
     assert generate(model, {"inputs_embeds": garbled, "attention_mask": mask}, **mode).tolist() == found.tolist()
 
@@ -123,7 +126,9 @@ def test_ragged_prefixes(mode: dict[str, Any], scheme: str) -> None:
     found = generate(model, inputs, decoder_input_ids=padded, no_repeat_ngram_size=0, **mode)
     for i, prefix in enumerate(prefixes):
         source = inputs["input_ids"][i][inputs["attention_mask"][i].bool()][None]
-        alone = generate(model, {"input_ids": source}, decoder_input_ids=torch.tensor([prefix]), no_repeat_ngram_size=0, **mode)
+        alone = generate(
+            model, {"input_ids": source}, decoder_input_ids=torch.tensor([prefix]), no_repeat_ngram_size=0, **mode
+        )
         assert alone[0, : len(prefix)].tolist() == prefix
         row = found[i, 4 - len(prefix) :].tolist()
         assert row[: alone.shape[1]] == alone[0].tolist()
@@ -140,7 +145,13 @@ def test_forced_bos_and_start_per_row() -> None:
 def test_transition_scores_are_log_probabilities(mode: dict[str, Any]) -> None:
     """With unequal vocabularies; recomputed by one teacher-forced pass."""
     model, inputs = model_and_source()
-    kwargs = {"no_repeat_ngram_size": 0, "suppress_tokens": None, "output_scores": True, "return_dict_in_generate": True, "renormalize_logits": True}
+    kwargs = {
+        "no_repeat_ngram_size": 0,
+        "suppress_tokens": None,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+        "renormalize_logits": True,
+    }
     outputs = generate(model, inputs, **kwargs, **mode)
     scores = model.compute_transition_scores(
         outputs.sequences, outputs.scores, getattr(outputs, "beam_indices", None), normalize_logits=not mode
@@ -220,7 +231,8 @@ def test_hooks_of_the_caller() -> None:
     assert generate(model, inputs, stopping_criteria=StoppingCriteriaList([At()])).shape[1] == 5
     streamer = Collect()
     one = {"input_ids": inputs["input_ids"][:1]}
-    assert streamer.values == [] and generate(model, one, streamer=streamer)[0].tolist() == streamer.values
+    assert streamer.values == []
+    assert generate(model, one, streamer=streamer)[0].tolist() == streamer.values
     assert streamer.ended
 
 
@@ -238,7 +250,7 @@ def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
     model, inputs = model_and_source()
     model.gradient_checkpointing_enable()
     model.train()
-    with pytest.raises(ValueError, match="call model.eval"):
+    with pytest.raises(ValueError, match=r"call model\.eval"):
         model.generate(**inputs)
 
 
@@ -246,7 +258,10 @@ def test_more_decoder_layers_than_encoder_layers() -> None:
     """Caches are sized from the decoder."""
     model, inputs = model_and_source(encoder_num_hidden_layers=1, decoder_num_hidden_layers=4)
     for cache in ("dynamic", "static"):
-        assert generate(model, inputs, cache_implementation=cache).tolist() == generate(model, inputs, use_cache=False).tolist()
+        assert (
+            generate(model, inputs, cache_implementation=cache).tolist()
+            == generate(model, inputs, use_cache=False).tolist()
+        )
 
 
 def test_tuple_encoder_outputs() -> None:

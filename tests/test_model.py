@@ -28,7 +28,9 @@ def test_labels_alone_suffice(scheme: str, side: str) -> None:
     model, inputs = build(config).double(), batch(config)
     if side == "left":
         rows = [row[row != -100] for row in inputs["labels"]]
-        inputs["labels"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100, padding_side="left")
+        inputs["labels"] = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=-100, padding_side="left"
+        )
     ids = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
     assert (ids == config.decoder_start_token_id).sum(1).tolist() == [1, 1, 1, 1]
     torch.testing.assert_close(model(**inputs, decoder_input_ids=ids).loss, model(**inputs).loss)
@@ -259,7 +261,9 @@ class TestClearErrors:
     def test_flash_attention_with_a_bias(self) -> None:
         for scheme in ("alibi", "relative"):
             with pytest.raises(ValueError, match="does not support Flash Attention"):
-                DragomanForConditionalGeneration._from_config(tiny(position_encoding=scheme), attn_implementation="flash_attention_2")
+                DragomanForConditionalGeneration._from_config(
+                    tiny(position_encoding=scheme), attn_implementation="flash_attention_2"
+                )
         assert DragomanForConditionalGeneration(tiny())._supports_flash_attn
 
     def test_configuration_changed_afterwards(self) -> None:

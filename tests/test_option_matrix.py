@@ -27,7 +27,9 @@ def with_attention(model: DragomanForConditionalGeneration, implementation: str)
 
 @pytest.mark.parametrize(("dtype", "forward", "backward"), [(torch.float32, 1e-5, 1e-4), (torch.float64, 1e-9, 1e-9)])
 @pytest.mark.parametrize("train", [False, True])
-def test_eager_equals_sdpa(config: DragomanConfig, dtype: torch.dtype, forward: float, backward: float, train: bool) -> None:
+def test_eager_equals_sdpa(
+    config: DragomanConfig, dtype: torch.dtype, forward: float, backward: float, train: bool
+) -> None:
     eager = build(config).to(dtype).train(train)
     eager.set_attn_implementation("eager")
     sdpa = with_attention(eager, "sdpa")

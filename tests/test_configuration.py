@@ -1,0 +1,143 @@
+"""A wrong configuration raises where it is written, and says what to change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from dragoman import DragomanConfig, presets
+from support import tiny
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_presets_survive_their_file(name: str, tmp_path: Path) -> None:
+    config = presets.PRESETS[name](vocab_size=123)
+    assert config.vocab_size == 123
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "dragoman"
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is DragomanConfig
+    assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+
+
+def test_bare_is_the_base_model() -> None:
+    assert DragomanConfig().to_dict() == presets.transformer_base().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hiden_size": 64}, "no field 'hiden_size'. Did you mean hidden_size"),
+        ({"d_model": 64}, "reading only; set hidden_size"),
+        ({"num_hidden_layers": 3}, "set encoder_num_hidden_layers and decoder_num_hidden_layers"),
+        ({"num_beams": 4}, "model.generation_config"),
+        ({"hidden_size": "64"}, "hidden_size.*expected int, got str"),
+        ({"hidden_size": True}, "hidden_size.*expected int, got bool"),
+        ({"dropout": "much"}, "dropout.*expected float"),
+        ({"norm_type": "batch_norm"}, r"norm_type.*layer_norm.*rms_norm"),
+        ({"position_encoding": "absolute"}, r"position_encoding.*sinusoidal.*rotary"),
+        ({"hidden_act": "step"}, r"hidden_act.*relu"),
+        ({"encoder_num_hidden_layers": 0}, "encoder_num_hidden_layers must be at least 1, got 0"),
+        ({"encoder_num_attention_heads": 7}, "hidden_size 32 is not a multiple of encoder_num_attention_heads 7"),
+        ({"decoder_num_key_value_heads": 3}, "decoder_num_key_value_heads 3 does not divide decoder_num_attention_heads 4"),
+        ({"dropout": 1.0}, r"dropout is a probability in \[0, 1\), got 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing is a probability"),
+        ({"norm_eps": 0.0}, "norm_eps must be a positive number"),
+        ({"attention_scale": float("inf")}, "attention_scale must be a positive number"),
+        ({"norm_type": "rms_norm", "norm_bias": True}, "norm_bias=True needs norm_type='layer_norm'"),
+        ({"pad_token_id": None}, "pad_token_id.*expected int, got NoneType"),
+        ({"eos_token_id": 37}, "eos_token_id 37 is outside the vocabulary, which has ids 0 to 36"),
+        ({"decoder_start_token_id": -1}, "decoder_start_token_id -1 is outside"),
+        ({"pad_token_id": 30, "source_vocab_size": 20, "share_embeddings": False}, "pad_token_id 30 is outside .* 0 to 19"),
+        ({"eos_token_id": 0}, "eos_token_id and pad_token_id are both 0"),
+        ({"source_vocab_size": 20}, "share_embeddings=True needs one vocabulary.*set share_embeddings=False"),
+        ({"position_encoding": "sinusoidal", "head_dim": 8, "hidden_size": 33}, "needs an even hidden_size"),
+        ({"head_dim": 7}, "head_dim must be even, got 7"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type must be one of default, linear"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not supported"),
+        ({"position_encoding": "alibi", "rope_parameters": {"rope_theta": 1e4}}, "belongs to position_encoding='rotary'"),
+        ({"position_offset": 2}, "position_offset counts rows of a learned table"),
+        ({"position_encoding": "learned", "position_offset": -1}, "position_offset must not be negative"),
+        ({"position_encoding": "relative", "relative_attention_num_buckets": 6}, "multiple of 4"),
+        ({"position_encoding": "relative", "relative_attention_max_distance": 4}, "max_distance 4 must exceed"),
+        ({"relative_attention_per_layer": True}, "relative_attention_per_layer belongs to"),
+        ({"is_encoder_decoder": False}, "is_encoder_decoder must be True"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_values(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, StrictDataclassError), match=f"(?s){message}"):
+        tiny(**wrong)
+
+
+def test_assignment_is_checked_too(tmp_path: Path) -> None:
+    config = tiny()
+    with pytest.raises(StrictDataclassError, match="hidden_size"):
+        config.hidden_size = "wide"
+    config.dropout = 2.0
+    with pytest.raises(StrictDataclassError, match="dropout is a probability"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_generic_code_reads_the_decoder() -> None:
+    config = tiny(decoder_num_key_value_heads=2, encoder_num_attention_heads=2)
+    assert (config.d_model, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
+    decoder, encoder = config.get_text_config(decoder=True), config.get_text_config(encoder=True)
+    assert (decoder.num_hidden_layers, decoder.num_key_value_heads) == (2, 2)
+    assert (encoder.num_hidden_layers, encoder.num_attention_heads, encoder.num_key_value_heads) == (3, 2, 2)
+    assert (config.encoder_num_hidden_layers, config.decoder_num_hidden_layers) == (3, 2)  # untouched
+
+
+class Tokenizer:
+    """What from_tokenizer may ask of any tokenizer."""
+
+    def __init__(self, size: int = 50, **ids: Any) -> None:
+        self.size = size
+        self.pad_token_id, self.bos_token_id, self.eos_token_id = 4, 5, 6
+        vars(self).update(ids)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class TestFromTokenizer:
+    def test_fills_sizes_and_ids(self) -> None:
+        config = DragomanConfig.from_tokenizer(Tokenizer(), preset="small", dropout=0.3)
+        assert (config.vocab_size, config.source_vocab_size, config.share_embeddings) == (50, None, True)
+        assert (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id) == (
+            4,
+            5,
+            6,
+            5,
+        )
+        assert (config.dropout, config.hidden_size) == (0.3, 256)
+
+    def test_starts_with_padding_where_there_is_no_bos(self) -> None:
+        assert DragomanConfig.from_tokenizer(Tokenizer(bos_token_id=None)).decoder_start_token_id == 4
+
+    def test_two_vocabularies(self) -> None:
+        tokenizer = Tokenizer(separate_vocabularies=True, source_vocab_size=50, target_vocab_size=40)
+        config = DragomanConfig.from_tokenizer(tokenizer)
+        assert (config.source_vocab_size, config.vocab_size, config.share_embeddings) == (50, 40, False)
+
+    def test_from_a_configuration(self) -> None:
+        config = DragomanConfig.from_tokenizer(Tokenizer(), preset=tiny(position_encoding="alibi"), dropout=0.2)
+        assert (config.position_encoding, config.vocab_size, config.dropout) == ("alibi", 50, 0.2)
+
+    @pytest.mark.parametrize(
+        ("tokenizer", "arguments", "message"),
+        [
+            (Tokenizer(pad_token_id=None), {}, "no pad_token.*add_special_tokens"),
+            (Tokenizer(eos_token_id=None), {}, "no eos_token"),
+            (Tokenizer(), {"preset": "huge"}, "no preset 'huge'; choose from tiny, small"),
+            (Tokenizer(), {"vocab_size": 49}, "vocab_size 49 does not hold the tokenizer's 50 ids"),
+            (Tokenizer(), {"hiden_size": 49}, "Did you mean hidden_size"),
+        ],
+    )
+    def test_errors(self, tokenizer: Tokenizer, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            DragomanConfig.from_tokenizer(tokenizer, **arguments)

@@ -1,0 +1,115 @@
+"""The layout that travels with every checkpoint: import direction, packages, sizes, versions."""
+
+import ast
+import re
+import statistics
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dragoman
+from support import ROOT
+
+WINGS = ("configuration", "modeling", "tokenization")
+FILES = sorted(path for wing in (*WINGS, "dragoman") for path in (ROOT / wing).rglob("*.py"))
+TRAVELLING = [path for path in FILES if path.parent.name in WINGS and path.name != "__init__.py"]
+
+# A file imports only from tiers above its own line.
+TIERS = [
+    ["validation"],
+    ["configuration_dragoman"],
+    ["presets"],
+    ["norms", "feed_forward", "position_encodings", "position_biases", "loss"],
+    ["embeddings", "residual", "attention", "padding"],
+    ["building"],
+    ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing"],
+    ["initialization"],
+    ["modeling_dragoman"],
+]
+THIRD_PARTY = {"torch", "transformers", "tokenizers", "huggingface_hub"}
+
+
+def imports(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import of a file, and whether it stands inside a function."""
+    tree = ast.parse(path.read_text("utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, id(node) not in top
+
+
+def tier(module: str) -> int:
+    for number, names in enumerate(TIERS):
+        if module in names:
+            return number
+    raise AssertionError(f"{module} has no tier: say where it stands")
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
+def test_travelling_imports(path: Path) -> None:
+    wing = path.parent.name
+    for node, nested in imports(path):
+        where = f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+            assert all(module.split(".")[0] in THIRD_PARTY | set(STDLIB) for module in modules), where
+            continue
+        assert node.module, f"{where}: import names from a concrete module"
+        if node.level == 0:
+            assert node.module.split(".")[0] in THIRD_PARTY | set(STDLIB), f"{where}: {node.module}"
+            if wing == "configuration":
+                assert "torch" not in node.module, where
+            continue
+        other = wing if node.level == 1 else node.module.split(".")[0]
+        assert node.level <= 2, where
+        module = node.module.split(".")[-1]
+        assert (ROOT / other / f"{module}.py").is_file(), f"{where}: not a concrete module"
+        lazily = nested and (path.stem, module) == ("configuration_dragoman", "presets")
+        assert lazily or not nested, f"{where}: import inside a function"
+        if wing == "tokenization":
+            assert other in ("tokenization", "configuration"), where
+        elif not lazily:
+            assert tier(module) < tier(path.stem), f"{where}: {path.stem} must not import {module}"
+    words = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+    assert not words & {"importlib", "__import__"}
+    # transformers finds relative imports by a regular expression, in docstrings too
+    for line in ast.get_docstring(ast.parse(path.read_text("utf-8")), clean=False).splitlines():  # type: ignore[union-attr]
+        assert not re.match(r"\s*(from\s+\.|import\s+\.)", line)
+
+
+STDLIB = frozenset(__import__("sys").stdlib_module_names)
+
+
+def test_file_names_are_unique() -> None:
+    names = [path.name for path in TRAVELLING]
+    assert len(names) == len(set(names))
+
+
+def test_files_are_short() -> None:
+    examples = [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {
+        path: len(path.read_text("utf-8").splitlines()) for path in [*FILES, *examples] if path.name != "__init__.py"
+    }
+    assert max(lengths.values()) <= 250, max(lengths, key=lambda path: lengths[path])
+    assert statistics.median(lengths.values()) < 130
+
+
+def test_every_package_is_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    folders = {ROOT / folder for folder in project["tool"]["setuptools"]["package-dir"].values()}
+    assert folders == {path.parent for path in FILES}
+    assert set(project["tool"]["setuptools"]["packages"]) == set(project["tool"]["setuptools"]["package-dir"])
+
+
+def test_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == dragoman.__version__
+    assert f"## {dragoman.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"version: {dragoman.__version__}" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_public_names() -> None:
+    for name in dragoman.__all__:
+        assert getattr(dragoman, name).__doc__ or name == "__version__", name

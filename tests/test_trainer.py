@@ -1,0 +1,220 @@
+"""Stock tools, unmodified: Seq2SeqTrainer, the collator, accelerate, peft, torch.compile."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.utils.generic import find_labels
+
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+from support import batch, build, gradients, relative_error, tiny
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DragomanTokenizer:
+    return DragomanTokenizer.train(WORDS, algorithm="char", byte_fallback=False, vocab_size=40)
+
+
+def rows(tokenizer: DragomanTokenizer, count: int = 32) -> list[dict[str, list[int]]]:
+    """Word sequences of uneven lengths and their reversals, of other lengths."""
+    chosen = [[WORDS[(i * 7 + j * 3) % 10] for j in range(1 + i % 4)] for i in range(count)]
+    encoded = tokenizer([" ".join(words) for words in chosen], text_target=[words[-1][::-1] for words in chosen])
+    return [{name: encoded[name][i] for name in ("input_ids", "attention_mask", "labels")} for i in range(count)]
+
+
+def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arguments: Any) -> Seq2SeqTrainer:
+    if model is None:
+        torch.manual_seed(0)
+        model = DragomanForConditionalGeneration(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1)))
+    collator = arguments.pop("collator", None) or DataCollatorForSeq2Seq(tokenizer, model=model)
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+    }
+    return Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(output_dir=str(folder), **{**defaults, **arguments}),
+        data_collator=collator,
+        train_dataset=rows(tokenizer),
+        eval_dataset=rows(tokenizer, 11),
+        processing_class=tokenizer,
+    )
+
+
+def logged(run: Seq2SeqTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in run.state.log_history if name in entry]
+
+
+def test_accumulation_changes_neither_loss_nor_gradient(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    runs = {}
+    for size, steps in ((16, 1), (4, 4), (2, 8)):
+        torch.manual_seed(0)
+        model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+        run = trainer(
+            tokenizer, tmp_path, model, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=3
+        )
+        run.train()
+        runs[size] = (logged(run, "loss"), logged(run, "grad_norm"))
+    for size in (4, 2):
+        np.testing.assert_allclose(runs[size][0], runs[16][0], rtol=2e-4)  # logged to four digits
+        np.testing.assert_allclose(runs[size][1], runs[16][1], rtol=1e-3)
+
+
+def test_evaluation_and_prediction(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    run = trainer(tokenizer, tmp_path, predict_with_generate=True, per_device_eval_batch_size=4)
+    run.model.generation_config.max_length = 9
+    run.train()
+    assert logged(run, "loss")[-1] < logged(run, "loss")[0]
+    assert 0 < run.evaluate()["eval_loss"] < 10
+    output = run.predict(run.eval_dataset)
+    assert output.predictions.shape == (11, 9)
+    run.args.predict_with_generate = False
+    output = run.predict(run.eval_dataset)
+    assert output.predictions.shape[::2] == (11, run.model.config.vocab_size)  # logits alone, no states gathered
+    assert find_labels(type(run.model)) == ["labels"]
+
+
+def test_trainers_label_smoothing_equals_ours(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    losses = []
+    for arguments, smoothing in (({"label_smoothing_factor": 0.2}, 0.0), ({}, 0.2)):
+        config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(), label_smoothing=smoothing)
+        run = trainer(tokenizer, tmp_path, build(config), max_steps=2, **arguments)
+        run.train()
+        losses.append(logged(run, "loss"))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
+    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+    collator = DataCollatorForSeq2Seq(tokenizer)  # without model=: nobody makes the decoder's input
+    with pytest.raises(ValueError, match=r"DataCollatorForSeq2Seq\(tokenizer, model=model\)"):
+        trainer(tokenizer, tmp_path, model, collator=collator, label_smoothing_factor=0.2).train()
+
+
+def test_resuming_equals_never_having_stopped(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    saving = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    whole = trainer(tokenizer, tmp_path / "whole", **saving)
+    whole.train()
+    stopped = trainer(tokenizer, tmp_path / "stopped", **saving)
+    stopped.add_callback(StopAt(4))
+    stopped.train()
+    torch.manual_seed(123)
+    resumed = trainer(tokenizer, tmp_path / "stopped", **saving)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8
+    for (name, found), (_, expected) in zip(
+        resumed.model.named_parameters(), whole.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
+    assert resumed.model.lm_head.weight is resumed.model.get_input_embeddings().weight
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bf16": True, "use_cpu": True}, {"gradient_checkpointing": True}, {"train_sampling_strategy": "group_by_length"}],
+    ids=lambda a: next(iter(a)),
+)
+def test_other_arguments_train(arguments: dict[str, Any], tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    run = trainer(tokenizer, tmp_path, max_steps=12, **arguments)
+    run.train()
+    losses = logged(run, "loss")
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+@pytest.mark.slow
+def test_compiled_by_the_trainer(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+        run = trainer(tokenizer, tmp_path, model, max_steps=3, torch_compile=compiled)
+        run.train()
+        losses.append(logged(run, "loss"))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"])
+def test_the_training_step_is_one_graph(scheme: str) -> None:
+    model, inputs = build(tiny(position_encoding=scheme)), batch(tiny())
+    expected = gradients(model, **inputs)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad(set_to_none=True)
+    loss = compiled(**inputs).loss
+    loss.backward()
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    for name, parameter in model.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-4, name
+    torch.compiler.reset()
+
+
+DISTRIBUTED = """
+import sys, torch
+sys.path[:0] = [sys.argv[1]]
+from test_trainer import *
+tokenizer = DragomanTokenizer.train(WORDS, algorithm="char", byte_fallback=False, vocab_size=40)
+model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+size = 16 // int(sys.argv[3])
+run = trainer(tokenizer, sys.argv[2], model, per_device_train_batch_size=size, max_steps=3, use_cpu=True)
+run.train()
+if run.is_world_process_zero():
+    print("LOGGED", logged(run, "loss"), logged(run, "grad_norm"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """``accelerate launch`` with gloo: the same batch split over two processes."""
+    program = tmp_path / "distributed.py"
+    program.write_text(DISTRIBUTED)
+    found = {}
+    for processes in (1, 2):
+        launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines=1", "--mixed_precision=no",
+                    "--dynamo_backend=no", f"--num_processes={processes}", "--num_cpu_threads_per_process=1"]  # fmt: skip
+        tests = str(Path(__file__).parent)
+        command = [sys.executable, *launcher, str(program), tests, str(tmp_path / str(processes)), str(processes)]
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert printed.returncode == 0, printed.stderr[-3000:]
+        line = next(line for line in printed.stdout.splitlines() if line.startswith("LOGGED"))
+        found[processes] = np.array([eval(part + "]") for part in line[7:].split("]")[:2]])
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-3)
+
+
+class TestLora:
+    def test_default_targets_train_generate_and_merge(self, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        base, inputs = build(tiny()), batch(tiny())
+        plain = base(**inputs).logits
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, init_lora_weights=False))
+        adapted = [name for name, p in model.named_parameters() if p.requires_grad]
+        assert len(adapted) == 2 * 2 * (3 + 2 * 2)  # A and B of queries and values, in every attention
+        assert relative_error(model(**inputs).logits, plain) > 1e-3
+        model.train()(**inputs).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        model.eval()
+        source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        ids = model.generate(**source, max_new_tokens=6)
+        logits = model(**inputs).logits
+        model.save_pretrained(tmp_path)
+        again = peft.PeftModel.from_pretrained(build(tiny()), tmp_path)
+        torch.testing.assert_close(again(**inputs).logits, logits)
+        merged = model.merge_and_unload()
+        assert relative_error(merged(**inputs).logits, logits) < 1e-4
+        assert merged.generate(**source, max_new_tokens=6).tolist() == ids.tolist()
