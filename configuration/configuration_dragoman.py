@@ -78,7 +78,7 @@ class DragomanConfig(PreTrainedConfig):
     position_encoding: Literal["sinusoidal", "learned", "rotary", "alibi", "relative", "none"] = "sinusoidal"
     max_position_embeddings: int = 1024  # a hard limit for sinusoidal and learned; the others have none
     position_offset: int = 0  # rows before position 0 in a learned table: 2 for BART
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeParameters | dict[str, Any] | None = None
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     relative_attention_per_layer: bool = False  # umT5: every layer owns its bias; T5: one a stack

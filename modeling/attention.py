@@ -111,15 +111,15 @@ class Attention(nn.Module):
         if rotary is not None:
             query = apply_rotary(query, rotary)
         key, value = self._keys_and_values(x, source, rotary, cache)  # (B, K, S, D)
-        bias = (
-            {} if position_bias is None else {"position_bias": position_bias.to(query.dtype).expand(len(x), -1, -1, -1)}
-        )
+        options: dict[str, Any] = {"scaling": self.scaling}
+        if position_bias is not None:
+            options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **bias)
+        output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
         if output_attentions and attend is not eager_attention:
             mask = dense_mask(mask, self.is_causal, query.shape[2], key.shape[2], query.device)
-            _, weights = eager_attention(self, query, key, value, mask, scaling=self.scaling, **bias)
+            _, weights = eager_attention(self, query, key, value, mask, **options)
         output = self.o_proj(output.reshape(*x.shape[:2], -1))  # (B, T, C)
         return output, weights if output_attentions else None
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self, x: Tensor, source: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
         if source is not None and cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         attended = x if source is None else source
         key, value = self._split_heads(self.k_proj(attended)), self._split_heads(self.v_proj(attended))

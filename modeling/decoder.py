@@ -174,7 +174,12 @@ class Decoder(nn.Module):
         return cache
 
     def _positions(
-        self, attention_mask: Any, position_ids: Tensor | None, cache: Cache | None, past: int | Tensor, x: Tensor
+        self,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cache: EncoderDecoderCache | None,
+        past: int | Tensor,
+        x: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Positions of the queries (B, T) and of all keys, those of the cache included (B, S)."""
         length = x.shape[1]

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers import GenerationMixin
 
+from ..configuration.configuration_dragoman import DragomanConfig
 from .padding import mask_of_left_padding, mask_of_padding
 
 
@@ -16,7 +17,9 @@ class DragomanGenerationMixin(GenerationMixin):
     place); padding is masked even where no mask was given; what transformers cannot do for an encoder-decoder raises.
     """
 
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+    config: DragomanConfig
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
             self._refuse_continuous_batching()
         if kwargs.get("encoder_outputs") is not None:
@@ -29,7 +32,7 @@ class DragomanGenerationMixin(GenerationMixin):
             mask = mask_of_left_padding(prefix, self.config)
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
-        return super().generate(inputs, generation_config, **kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse_continuous_batching()

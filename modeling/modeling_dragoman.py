@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import LayerSelection
 from .decoder import Decoder
-from .embeddings import TokenEmbedding, check_ids
+from .embeddings import check_ids
 from .encoder import Encoder
 from .generation_dragoman import DragomanGenerationMixin
 from .initialization import initialize
@@ -41,7 +41,7 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
         super().__init__(config)
 
     @property
-    def _supports_flash_attn(self) -> bool:
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         """Flash attention takes no bias: it would drop one without a word."""
         return self.config.position_encoding not in ("alibi", "relative")
 
@@ -72,7 +72,7 @@ class DragomanModel(DragomanPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: TokenEmbedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embed_tokens = value
 
     @can_return_tuple
@@ -142,7 +142,7 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: TokenEmbedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embed_tokens = value
 
     @can_return_tuple
