@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -120,9 +121,7 @@ class Decoder(nn.Module):
             raise ValueError("The decoder needs encoder_hidden_states to attend to.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
         cache = self._cache(past_key_values, use_cache)
-        past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache
-        self.embedding.check_length(past + x.shape[1], "target")
-        queries, keys = self._positions(attention_mask, position_ids, cache, past, x)
+        queries, keys = self._positions(attention_mask, position_ids, cache, x)
         mask = create_causal_mask(
             self.config, x, attention_mask, None if cache is None else cache.self_attention_cache, position_ids=None
         )
@@ -178,19 +177,20 @@ class Decoder(nn.Module):
         attention_mask: Any,
         position_ids: Tensor | None,
         cache: EncoderDecoderCache | None,
-        past: int | Tensor,
         x: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Positions of the queries (B, T) and of all keys, those of the cache included (B, S)."""
         length = x.shape[1]
+        past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache, whose size is known
+        total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
+        self.embedding.check_length(total if isinstance(past, Tensor) else past + length, "target")
         if position_ids is not None and cache is None:
             return position_ids, position_ids
         mask = attention_mask if isinstance(attention_mask, Tensor) else None
-        total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
         keys = positions_of(mask, total, x.device)
-        if position_ids is not None:
-            return position_ids, keys
         if mask is not None and mask.dim() == 2:
-            return keys[:, -length:], keys
-        columns = torch.arange(length, device=x.device) + past
-        return keys[:, columns], keys
+            queries = keys[:, -length:]
+            keys = F.pad(keys, (0, total - keys.shape[1]))  # a static cache has room that the mask does not know
+        else:
+            queries = keys[:, torch.arange(length, device=x.device) + past]
+        return (queries if position_ids is None else position_ids), keys

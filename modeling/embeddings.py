@@ -58,7 +58,7 @@ class InputEmbedding(nn.Module):
             x = self.norm(x)
         return self.dropout(x)
 
-    def check_length(self, length: int | Tensor, what: str) -> None:
+    def check_length(self, length: int, what: str) -> None:
         """Raises ValueError for a sequence longer than the position table."""
         if self.max_length is not None and isinstance(length, int) and length > self.max_length:
             raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import EncoderDecoderCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -268,3 +269,20 @@ def test_tuple_encoder_outputs() -> None:
     model, inputs = model_and_source()
     states = BaseModelOutput(model.get_encoder()(**inputs).last_hidden_state)
     assert varied(generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_static_cache_filled_by_hand(scheme: str) -> None:
+    """Chunks of a left-padded row, with the plain 2-D mask that grows with them."""
+    model, inputs = model_and_source(position_encoding=scheme)
+    ids = torch.tensor([[0, 0, 1, 9, 8, 7], [1, 5, 6, 7, 8, 9], [0, 1, 4, 3, 5, 6], [1, 3, 4, 5, 6, 7]])
+    mask = (ids != 0).long()
+    expected = model(**inputs, decoder_input_ids=ids, use_cache=False).logits
+    text = model.config.get_text_config(decoder=True)
+    cache = EncoderDecoderCache(StaticCache(text, max_cache_len=11), StaticCache(text, max_cache_len=9))
+    found, seen = [], 0
+    for length in (3, 1, 2):
+        seen += length
+        piece = {"decoder_input_ids": ids[:, seen - length : seen], "decoder_attention_mask": mask[:, :seen]}
+        found.append(model(**inputs, **piece, past_key_values=cache).logits)
+    torch.testing.assert_close(torch.cat(found, 1)[mask.bool()], expected[mask.bool()])

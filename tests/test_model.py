@@ -247,6 +247,8 @@ class TestClearErrors:
             model(input_ids=short, labels=long)
         with pytest.raises(ValueError, match="target of 9 tokens"):
             model.generate(short, min_new_tokens=12, max_new_tokens=12)
+        with pytest.raises(ValueError, match="target of 12 tokens"):
+            model.generate(short, max_new_tokens=12, cache_implementation="static")
 
     def test_nothing_to_decode(self) -> None:
         with pytest.raises(ValueError, match="decoder_input_ids"):

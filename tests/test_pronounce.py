@@ -1,6 +1,7 @@
 """The main example: split, scoring, a short run, and a fresh process that speaks."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_one_command_then_a_fresh_process(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--say", "Dragoman", "cat", "--output_dir", str(folder)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert [line.split()[0] for line in said.splitlines()] == ["Dragoman", "cat"]
+
+
+def test_interrupting_keeps_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "interrupted"
+    options = ["--minutes", "5", "--max_eval_words", "5", "--output_dir", str(folder)]
+    with subprocess.Popen([sys.executable, SCRIPT, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"loss" not in seen:  # training has begun
+            seen += process.stderr.read1(100)  # type: ignore[attr-defined]
+            assert process.poll() is None, seen
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr[-2000:]
+    assert b"keeping what was learned" in stdout
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_speaking_before_training_says_what_to_do(pronounce: ModuleType, tmp_path: Path) -> None:
