@@ -20,8 +20,6 @@ class DragomanGenerationMixin(GenerationMixin):
     config: DragomanConfig
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
-            self._refuse_continuous_batching()
         if kwargs.get("encoder_outputs") is not None:
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -34,16 +32,8 @@ class DragomanGenerationMixin(GenerationMixin):
                 kwargs["decoder_attention_mask"] = mask
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse_continuous_batching()
-
     def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse_continuous_batching()
-
-    def continuous_batching_context_manager(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse_continuous_batching()
-
-    def _refuse_continuous_batching(self) -> NoReturn:
+        # generate_batch() and cache_implementation="paged" come through here too
         raise NotImplementedError(
             "transformers has no continuous batching (paged cache) for encoder-decoders; it would return the prompt. "
             "Call generate() with a padded batch instead."

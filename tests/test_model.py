@@ -44,6 +44,22 @@ def test_left_padded_labels_where_padding_is_the_start() -> None:
     torch.testing.assert_close(model(**{**inputs, "labels": left}).loss, model(**inputs).loss)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_relative_schemes_know_distances_only(scheme: str) -> None:
+    """Moving every position by 11 changes nothing for them, and much for the absolute ones."""
+    config = tiny(position_encoding=scheme)
+    model, inputs = build(config).double(), batch(config)
+    logits = model(**inputs).logits
+    source, target = torch.arange(9).expand(4, -1), torch.arange(7).expand(4, -1)
+    moved = model(**inputs, position_ids=source + 11, decoder_position_ids=target + 11).logits
+    if scheme in ("sinusoidal", "learned"):
+        assert relative_error(moved, logits) > 1e-3
+    else:
+        torch.testing.assert_close(moved, logits, rtol=1e-4, atol=1e-4)  # inv_freq is kept in fp32
+    stretched = model(**inputs, position_ids=source * 2, decoder_position_ids=target * 2).logits
+    assert (relative_error(stretched, logits) > 1e-3) == (scheme != "none")
+
+
 def test_padding_is_masked_without_a_mask() -> None:
     model, inputs = build(tiny()).double(), batch(tiny())
     expected = model(**inputs).logits
