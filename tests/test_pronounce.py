@@ -65,7 +65,9 @@ def test_one_command_then_a_fresh_process(tmp_path: Path) -> None:
 def test_interrupting_keeps_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "interrupted"
     options = ["--minutes", "5", "--max_eval_words", "5", "--output_dir", str(folder)]
-    with subprocess.Popen([sys.executable, SCRIPT, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, SCRIPT, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stderr is not None
         seen = b""
         while b"loss" not in seen:  # training has begun
