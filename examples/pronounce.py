@@ -11,15 +11,15 @@ keeps what was learned.
 import hashlib
 import importlib.util
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import torch
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from rapidfuzz.distance import Levenshtein
-from tqdm import tqdm
+from torch.utils import benchmark
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -28,11 +28,10 @@ from transformers import (
     PrinterCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    TrainerCallback,
     set_seed,
 )
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+from wall_clock import WallClock
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -75,35 +74,16 @@ def is_held_out(word: str) -> bool:
     return int(hashlib.sha256(word.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
 
 
-class Clock(TrainerCallback):
-    """Trains for a time instead of a number of steps: a bar in seconds, and a rate that falls to 0 at their end."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-        self.bar = tqdm(total=round(self.seconds), unit="s", bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}")
-        self.start: float | None = None
-
-    def progress(self) -> float:
-        return 0.0 if self.start is None else min(1.0, (time.monotonic() - self.start) / self.seconds)
-
-    def schedule(self, step: int) -> float:
-        """Warm up over 300 steps, then fall along a line."""
-        return min(1.0, (step + 1) / 300) * (1.0 - self.progress())
-
-    def on_train_begin(self, *_, **__) -> None:
-        self.start = time.monotonic()
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self.bar.n = self.progress() * self.seconds
-        self.bar.refresh()
-        control.should_training_stop = self.progress() >= 1.0
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, epoch {logs['epoch']:.1f}")
-
-    def on_train_end(self, *_, **__) -> None:
-        self.bar.close()
+def gains_from_bf16() -> bool:
+    """Whether this machine multiplies matrices faster in bf16: GPUs and some CPUs do, on others it is far slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    x = torch.randn(1024, 512)
+    seconds = [
+        benchmark.Timer("x @ x.T", globals={"x": x.to(dtype)}).blocked_autorange(min_run_time=0.1).median
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    return seconds[1] < seconds[0]
 
 
 def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForConditionalGeneration, DragomanTokenizer]:
@@ -134,7 +114,7 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
 
     encoded = tokenizer(words, text_target=ways)
     dataset = [{"input_ids": x, "labels": y} for x, y in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-    clock = Clock(arguments.minutes)
+    clock = WallClock(arguments.minutes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), fused=True)
     trainer = Seq2SeqTrainer(
         model=model,
@@ -148,6 +128,8 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
             report_to="none",
             disable_tqdm=True,
             seed=arguments.seed,
+            bf16=gains_from_bf16(),
+            use_cpu=not torch.cuda.is_available(),
         ),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         train_dataset=dataset,

@@ -39,7 +39,8 @@ def eager_attention(
     The softmax is taken in fp32 at least.
     """
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, D)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, D)
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if position_bias is not None:

@@ -87,7 +87,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs ``(i, i + D/2)`` of ``x`` (B, H, T, D) by the angles of their positions."""
+    """Turn channel pairs ``(i, i + D/2)`` of ``x`` (B, H, T, D) by the angles of their positions; the dtype stays."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)  # autocast: x is narrower than the angles

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 

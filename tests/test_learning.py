@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
-
 from dragoman import DragomanForConditionalGeneration, presets
+from torch import Tensor
 
 
 def sequences(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import BartConfig, T5Config
-from transformers.models.bart.modeling_bart import BartAttention
-from transformers.models.t5.modeling_t5 import T5Attention
-
 from dragoman.configuration import presets
 from dragoman.modeling.attention import Attention, eager_attention
 from dragoman.modeling.building import build_rotary
@@ -25,6 +20,10 @@ from dragoman.modeling.position_encodings import (
     positions_of,
 )
 from dragoman.modeling.residual import Residual
+from torch import Tensor, nn
+from transformers import BartConfig, T5Config
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.t5.modeling_t5 import T5Attention
 
 torch.manual_seed(0)
 

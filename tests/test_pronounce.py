@@ -1,31 +1,19 @@
 """The main example: split, scoring, a short run, and a fresh process that speaks."""
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import pronounce
 from support import ROOT
 
 SCRIPT = ROOT / "examples" / "pronounce.py"
 
 
-@pytest.fixture(scope="module")
-def pronounce() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pronounce", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pronounce"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_dictionary(pronounce: ModuleType) -> None:
+def test_dictionary() -> None:
     dictionary = pronounce.read_dictionary()
     assert len(dictionary) > 120_000
     assert dictionary["a"] == ["AH", "EY"]  # no stress marks, every way once
@@ -40,7 +28,7 @@ def test_dictionary(pronounce: ModuleType) -> None:
     ]
 
 
-def test_scoring(pronounce: ModuleType) -> None:
+def test_scoring() -> None:
     dictionary = {"a": ["AH", "EY"], "dog": ["D AO G"], "read": ["R EH D", "R IY D"]}
     words = ["a", "dog", "read"]
     assert pronounce.measure(dictionary, words, ["EY", "D AO G", "R IY D"]) == (0, 0)
@@ -80,6 +68,6 @@ def test_interrupting_keeps_a_checkpoint(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").is_file()
 
 
-def test_speaking_before_training_says_what_to_do(pronounce: ModuleType, tmp_path: Path) -> None:
+def test_speaking_before_training_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="train one first"):
         pronounce.main(["--say", "dog", "--output_dir", str(tmp_path)])

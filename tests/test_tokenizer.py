@@ -5,11 +5,10 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
 from dragoman.tokenization.piece_learning import learn_unigram
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 ALGORITHMS = ("bpe", "unigram", "char", "word")
 CORPUS = [

@@ -1,0 +1,234 @@
+"""Pairs of texts for `train_seq2seq.py`: read from files, checked line by line, turned into ids, and scored."""
+
+import csv
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from sacrebleu import BLEU, CHRF
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+
+logger = logging.getLogger("train_seq2seq")
+DEFAULT_COLUMNS = ("source", "target")
+Columns = tuple[str, str]
+Rows = Iterable[tuple[str, Any, Any]]  # where it stands ("file:line"), source, target
+
+
+class DataError(ValueError):
+    """Something in the data that its owner has to mend; the message says where."""
+
+
+def read_pairs(path: str, target_path: str | None = None, columns: Columns | None = None) -> Dataset:
+    """A dataset with the columns `source` and `target`.
+
+    By suffix, each with `.gz` too: `.tsv`, with a header if `columns` are named, else without (source first, target
+    second); `.csv` with a header; `.jsonl`, `.json`. With `target_path` both files are plain text, a text a line.
+    """
+    reader = READERS.get(Path(path.removesuffix(".gz")).suffix.lower())
+    if target_path is not None:
+        return _collect(_parallel_rows(path, target_path), path)
+    if reader is None:
+        known = ", ".join(READERS)
+        raise DataError(f"{path}: unknown suffix; known are {known} (or with .gz). Plain text needs a target file.")
+    return _collect(reader(path, columns), path)
+
+
+def read_split(folder: str, split: str, columns: Columns | None = None) -> Dataset:
+    """The same from a folder written by `DatasetDict.save_to_disk`, or one of data files that `datasets` can load."""
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder.")
+    saved = any((Path(folder) / name).exists() for name in ("dataset_dict.json", "state.json"))
+    splits = load_from_disk(folder) if saved else load_dataset(folder)
+    if not isinstance(splits, DatasetDict):
+        splits = DatasetDict(train=splits)
+    if split not in splits:
+        raise DataError(f"{folder}: no split {split!r}; there are {', '.join(splits)}.")
+    source, target = _positions(splits[split].column_names, columns or DEFAULT_COLUMNS, f"{folder}, {split}")
+    names = splits[split].column_names
+    rows = enumerate(splits[split].select_columns([names[source], names[target]]), start=1)
+    return _collect(((f"{folder}, {split}, row {n}", r[names[source]], r[names[target]]) for n, r in rows), folder)
+
+
+def _collect(rows: Rows, name: str) -> Dataset:
+    sources: list[str] = []
+    targets: list[str] = []
+    empty: list[str] = []
+    for place, source, target in rows:
+        for column, text in zip(DEFAULT_COLUMNS, (source, target), strict=True):
+            if not isinstance(text, str | None):
+                raise DataError(f"{place}: the {column} is not a string but {text!r:.40}.")
+        if not (source or "").strip() or not (target or "").strip():
+            empty.append(place)
+        sources.append(source)
+        targets.append(target)
+    if empty:
+        raise DataError(f"{empty[0]}: source or target is empty (rows like this: {len(empty)}); remove such rows.")
+    if not sources:
+        raise DataError(f"{name}: no pairs in it.")
+    return Dataset.from_dict({"source": sources, "target": targets})
+
+
+def _lines(path: str) -> Iterator[str]:
+    """Lines without their ends, of a file that may be compressed."""
+    number = 0
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8").rstrip("\r\n")
+                yield line.removeprefix("\ufeff") if number == 1 else line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}).") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}).") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}.") from error
+    if number == 0:
+        raise DataError(f"{path}: the file is empty.")
+
+
+def _positions(header: list[str], columns: Columns, place: str) -> tuple[int, int]:
+    for column in columns:
+        if column not in header:
+            raise DataError(f"{place}: no column {column!r}; the columns are {', '.join(header)}.")
+    return header.index(columns[0]), header.index(columns[1])
+
+
+def _table_rows(path: str, records: Iterator[tuple[int, list[str]]], columns: Columns | None) -> Rows:
+    source, target = 0, 1
+    if columns is not None:
+        number, header = next(records)
+        source, target = _positions(header, columns, f"{path}:{number}")
+    needed = max(source, target) + 1
+    for number, record in records:
+        if len(record) < needed:
+            raise DataError(f"{path}:{number}: {len(record)} column(s) where at least {needed} are needed.")
+        yield f"{path}:{number}", record[source], record[target]
+
+
+def _tsv_rows(path: str, columns: Columns | None) -> Rows:
+    records = ((number, line.split("\t")) for number, line in enumerate(_lines(path), start=1))
+    return _table_rows(path, records, columns)
+
+
+def _csv_rows(path: str, columns: Columns | None) -> Rows:
+    reader = csv.reader((line + "\n" for line in _lines(path)), strict=True)
+    records = ((reader.line_num, record) for record in reader if record)
+    try:
+        yield from _table_rows(path, records, columns or DEFAULT_COLUMNS)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({error}).") from error
+
+
+def _json_rows(path: str, columns: Columns | None) -> Rows:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not a JSON object on one line ({error.msg}).") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: not a JSON object on one line.")
+        names = columns or DEFAULT_COLUMNS
+        _positions(list(record), names, f"{path}:{number}")
+        yield f"{path}:{number}", record[names[0]], record[names[1]]
+
+
+def _parallel_rows(path: str, target_path: str) -> Rows:
+    for number, (source, target) in enumerate(zip_longest(_lines(path), _lines(target_path)), start=1):
+        if source is None or target is None:
+            shorter, longer = (path, target_path) if source is None else (target_path, path)
+            raise DataError(f"{shorter} ends after {number - 1} lines, {longer} goes on: the files are not parallel.")
+        yield f"{target_path if source.strip() else path}:{number}", source, target
+
+
+READERS: dict[str, Callable[[str, Columns | None], Rows]] = {
+    ".tsv": _tsv_rows,
+    ".csv": _csv_rows,
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+}
+
+
+def encode_for_training(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_source_length: int, max_target_length: int
+) -> Dataset:
+    """`input_ids` and `labels`. Longer pairs are left out: a cut pair would teach to stop halfway."""
+    encoded = _encode(pairs, tokenizer)
+    sides = zip(encoded["input_ids"], encoded["labels"], strict=True)
+    kept = [n for n, (s, t) in enumerate(sides) if len(s) <= max_source_length and len(t) <= max_target_length]
+    dropped = len(encoded) - len(kept)
+    limits = f"{max_source_length} source or {max_target_length} target tokens"
+    if not kept:
+        raise DataError(f"All {dropped} training pairs are longer than {limits}: see --max_source_length.")
+    if dropped:
+        logger.warning(f"Left out {dropped} of {len(encoded)} training pairs: longer than {limits}.")
+    return encoded.select(kept)
+
+
+def encode_for_evaluation(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_source_length: int, max_target_length: int, name: str
+) -> Dataset:
+    """Every pair, the longest first, with its `row` in the file. Long ones are cut; scores use the whole text."""
+    cut = 0
+
+    def shorten(ids: list[int], limit: int) -> list[int]:
+        return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]  # the end token stays
+
+    rows = []
+    for row, example in enumerate(_encode(pairs, tokenizer)):
+        source, target = example["input_ids"], example["labels"]
+        cut += len(source) > max_source_length
+        ids = {"input_ids": shorten(source, max_source_length), "labels": shorten(target, max_target_length)}
+        rows.append({**example, **ids, "row": row})
+    if cut:
+        logger.warning(f"Cut {cut} of {len(rows)} {name} sources to {max_source_length} tokens.")
+    return Dataset.from_list(sorted(rows, key=lambda example: -len(example["input_ids"])))
+
+
+def _encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def to_ids(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        sources = tokenizer(batch["source"])["input_ids"]
+        targets = tokenizer(text_target=batch["target"])["input_ids"]
+        end = tokenizer.eos_token_id  # not every tokenizer puts one
+        return {"input_ids": sources, "labels": [ids if ids[-1:] == [end] else [*ids, end] for ids in targets]}
+
+    return pairs.map(to_ids, batched=True, desc="Tokenising")
+
+
+class Scorer:
+    """BLEU, chrF and exact match, in percent, against the texts of the file rather than what decodes from labels."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoded: Dataset, bleu_tokenize: str) -> None:
+        self.tokenizer, self.rows, self.references = tokenizer, list(encoded["row"]), list(encoded["target"])
+        self.metrics = BLEU(tokenize=bleu_tokenize, references=[self.references]), CHRF(references=[self.references])
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        texts = self.decode(prediction.predictions)
+        exact = sum(text == reference for text, reference in zip(texts, self.references, strict=True)) / len(texts)
+        bleu, chrf = (metric.corpus_score(texts, None).score for metric in self.metrics)
+        return {"bleu": bleu, "chrf": chrf, "exact_match": 100 * exact}
+
+    def decode(self, ids: Any) -> list[str]:
+        ids = np.where(ids < 0, self.tokenizer.pad_token_id, ids)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def write(self, path: Path, ids: Any) -> None:
+        """A text a line, in the order of the file; line ends within a text are written as \\n and \\r."""
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for _, text in sorted(zip(self.rows, self.decode(ids), strict=True)):
+                file.write(text.replace("\n", "\\n").replace("\r", "\\r") + "\n")
+
+    def report(self, trainer: Seq2SeqTrainer, split: str, results: dict[str, Any]) -> None:
+        """Print and save scores, with what they mean."""
+        signatures = {f"{split}_{type(m).__name__.lower()}_signature": str(m.get_signature()) for m in self.metrics}
+        trainer.log_metrics(split, results)
+        logger.info("\n".join(f"{name}: {signature}" for name, signature in signatures.items()))
+        trainer.save_metrics(split, results | signatures)

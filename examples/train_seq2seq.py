@@ -1,0 +1,250 @@
+"""Train an encoder-decoder on your own pairs of texts, with transformers' stock Seq2SeqTrainer.
+
+A TSV file, a pair a line, no header; the tokenizer is trained on it too:
+
+    python examples/train_seq2seq.py --output_dir out --do_train --do_eval --do_predict --num_beams 4 \\
+        --train_file train.tsv --validation_file valid.tsv --test_file test.tsv --max_minutes 20
+
+Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders do as well: see --help):
+
+    python examples/train_seq2seq.py --output_dir out --do_train --do_eval --config_overrides dropout=0.2 \\
+        --train_file train.en.gz --train_target_file train.de.gz \\
+        --validation_file val.en.gz --validation_target_file val.de.gz
+
+Good data to begin with: Multi30k (29,000 image captions; en, de, fr), Tatoeba (short sentences in many languages, TSV).
+Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
+"""
+
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    set_seed,
+)
+
+from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
+
+logger = logging.getLogger("train_seq2seq")
+
+# Where transformers' own defaults suit fine-tuning rather than training from scratch.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "adam_beta2": 0.98,
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "train_sampling_strategy": "group_by_length",
+    "logging_steps": 100,
+    "save_total_limit": 2,
+    "predict_with_generate": True,
+    "use_cache": True,  # what training writes into the checkpoint
+}
+
+
+@dataclass
+class ModelArguments:
+    preset: str = field(default="small", metadata={"help": "The architecture: a function of dragoman.presets."})
+    config_overrides: str = field(default="", metadata={"help": "Its fields: dropout=0.2,label_smoothing=0.1"})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint's folder, to start from."})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "A folder. Else the model's, or a new one"}
+    )
+    algorithm: Literal["bpe", "unigram", "char", "word"] = field(default="bpe", metadata={"help": "Of a new tokenizer"})
+    vocab_size: int = field(default=8000, metadata={"help": "At most so many tokens in a new tokenizer."})
+    separate_vocabularies: bool = field(default=False, metadata={"help": "Train a vocabulary for each side."})
+    target_vocab_size: int | None = field(default=None, metadata={"help": "If unlike the source's."})
+    byte_fallback: bool = field(default=True, metadata={"help": "Spell unseen characters in bytes; without, <unk>."})
+
+
+@dataclass
+class DataArguments:
+    train_file: str | None = field(default=None, metadata={"help": ".tsv, .csv, .jsonl, .json; with .gz, too. UTF-8."})
+    train_target_file: str | None = field(default=None, metadata={"help": "Its targets: then both are plain text."})
+    validation_file: str | None = field(default=None, metadata={"help": "For --do_eval."})
+    validation_target_file: str | None = None
+    test_file: str | None = field(default=None, metadata={"help": "For --do_predict."})
+    test_target_file: str | None = None
+    dataset: str | None = field(default=None, metadata={"help": "Instead: a folder, of save_to_disk or data files."})
+    source_column: str | None = field(default=None, metadata={"help": "By name. Else `source`; in TSV the first one."})
+    target_column: str | None = field(default=None, metadata={"help": "If not named, a TSV file has no header."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
+    max_eval_samples: int | None = None
+    max_predict_samples: int | None = None
+    max_source_length: int = field(
+        default=256, metadata={"help": "In tokens. Longer pairs do not train; longer sources to evaluate are cut."}
+    )
+    max_target_length: int = field(default=256, metadata={"help": "In tokens; also the limit of generation."})
+    num_beams: int = field(default=1, metadata={"help": "At the end; while training, --generation_num_beams (or 1)."})
+    bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "End training then, if not before. The learning rate falls by the clock."}
+    )
+
+
+class MaxMinutes(TrainerCallback):
+    """Ends training after some minutes, with the learning rate at its end.
+
+    How many steps fit is unknown. So the clock walks the schedule: after a share t of the time, at least a share t of
+    its steps count as done. A warm-up given in steps, not as a share, is left alone: the clock starts after it.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.monotonic()
+        self.end = self.start + self.seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        now = time.monotonic()
+        warmup = int(args.warmup_steps) if args.warmup_steps >= 1 else 0
+        if state.global_step <= warmup:
+            self.start = now
+        elif now < self.end:
+            due = warmup + int((now - self.start) / (self.end - self.start) * (state.max_steps - warmup))
+            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
+        if now >= self.end:
+            control.should_training_stop = True
+
+
+class EvaluateInOrder(TrainerCallback):
+    """Batches of like length are for training: transformers would shuffle the evaluation by the same setting."""
+
+    def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+        args.train_sampling_strategy = "random"  # the training batches have their sampler by now
+
+
+def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Dataset | None:
+    if not needed:
+        return None
+    columns = (data.source_column, data.target_column) if data.source_column and data.target_column else None
+    if columns is None and (data.source_column or data.target_column):
+        raise ValueError("Name both --source_column and --target_column, or neither.")
+    file, target_file = getattr(data, f"{split}_file"), getattr(data, f"{split}_target_file")
+    if file is not None:
+        pairs = read_pairs(file, target_file, columns)
+    elif data.dataset is not None:
+        pairs = read_split(data.dataset, split, columns)
+    else:
+        flag = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}[split]
+        raise ValueError(f"--{flag} needs --{split}_file or --dataset.")
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"--config_overrides: {item!r} is not of the form name=value.")
+        with suppress(json.JSONDecodeError):
+            value = json.loads(value)
+        overrides[name] = float(value) if isinstance(getattr(DragomanConfig, name, None), float) else value
+    return overrides
+
+
+def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tuple[Any, Any]:
+    """Model and tokenizer: from the checkpoint `start`, or new ones."""
+    overrides = parse_overrides(args.config_overrides)
+    for folder in filter(None, (args.tokenizer_name_or_path, start)):
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder}: no such folder.")
+    if args.tokenizer_name_or_path or start:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name_or_path or start)
+    elif train is None:
+        raise ValueError("Without --do_train there must be a --model_name_or_path.")
+    else:
+        tokenizer = DragomanTokenizer.train(
+            train["source"],
+            train["target"],
+            vocab_size=args.vocab_size,
+            target_vocab_size=args.target_vocab_size,
+            algorithm=args.algorithm,
+            byte_fallback=args.byte_fallback,
+            share_vocabulary=not args.separate_vocabularies,
+        )
+    if start:
+        config, unknown = AutoConfig.from_pretrained(start, return_unused_kwargs=True, **overrides)
+        if unknown:
+            raise ValueError(f"--config_overrides: the checkpoint's configuration has no {', '.join(unknown)}.")
+        return AutoModelForSeq2SeqLM.from_pretrained(start, config=config), tokenizer
+    config = DragomanConfig.from_tokenizer(tokenizer, args.preset, **overrides)
+    return DragomanForConditionalGeneration(config), tokenizer
+
+
+def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
+    parts: Any = (ModelArguments, DataArguments, Seq2SeqTrainingArguments)
+    parser = HfArgumentParser(parts, description=(__doc__ or "").partition("\n")[0])
+    parser.set_defaults(**DEFAULTS)
+    model_args, data, args = parser.parse_args_into_dataclasses(args=argv)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    set_seed(args.seed)
+    try:
+        if not (args.do_train or args.do_eval or args.do_predict):
+            raise ValueError("Nothing to do: pass --do_train, --do_eval or --do_predict.")
+        train = read(data, "train", args.do_train, data.max_train_samples)
+        validation = read(data, "validation", args.do_eval, data.max_eval_samples)
+        test = read(data, "test", args.do_predict, data.max_predict_samples)
+        model, tokenizer = build(model_args, model_args.model_name_or_path or args.resume_from_checkpoint, train)
+        lengths = data.max_source_length, data.max_target_length
+        train = train and encode_for_training(train, tokenizer, *lengths)
+        validation = validation and encode_for_evaluation(validation, tokenizer, *lengths, "validation")
+        test = test and encode_for_evaluation(test, tokenizer, *lengths, "test")
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"train_seq2seq: {error}") from error
+    logger.info(f"{model.num_parameters():,} parameters; {len(train or ())} training pairs")
+
+    model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
+    args.generation_num_beams = args.generation_num_beams or 1  # while training
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[EvaluateInOrder(), *([MaxMinutes(data.max_minutes)] if data.max_minutes else [])],
+    )
+    score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
+    trainer.compute_metrics = score if args.predict_with_generate else None
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_model()  # and the tokenizer
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    args.train_sampling_strategy = "random"  # see EvaluateInOrder
+    args.predict_with_generate = True  # evaluation while training may have been by the loss alone
+    if score:
+        trainer.compute_metrics = score
+        score.report(trainer, "eval", trainer.evaluate(num_beams=data.num_beams))
+    if test:
+        trainer.compute_metrics = score = Scorer(tokenizer, test, data.bleu_tokenize)
+        output = trainer.predict(test, metric_key_prefix="predict", num_beams=data.num_beams)
+        score.report(trainer, "predict", output.metrics or {})
+        if trainer.is_world_process_zero():
+            score.write(Path(args.output_dir, "generated_predictions.txt"), output.predictions)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
