@@ -17,7 +17,6 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from rapidfuzz.distance import Levenshtein
 from torch.utils import benchmark
 from transformers import (
@@ -31,6 +30,7 @@ from transformers import (
     set_seed,
 )
 
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from wall_clock import WallClock
 
 matplotlib.use("Agg")
@@ -114,8 +114,7 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
 
     encoded = tokenizer(words, text_target=ways)
     dataset = [{"input_ids": x, "labels": y} for x, y in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-    clock = WallClock(arguments.minutes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), fused=True)
+    clock = WallClock(arguments.minutes, show=True)
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -123,6 +122,9 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
             per_device_train_batch_size=256,
             train_sampling_strategy="group_by_length",
             num_train_epochs=1000,  # the clock ends it
+            learning_rate=4e-3,
+            adam_beta2=0.98,
+            warmup_steps=300,
             logging_steps=50,
             save_strategy="no",
             report_to="none",
@@ -134,7 +136,6 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         train_dataset=dataset,
         processing_class=tokenizer,
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, clock.schedule)),
         callbacks=[clock],
     )
     trainer.remove_callback(PrinterCallback)

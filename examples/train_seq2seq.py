@@ -17,14 +17,12 @@ Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Nee
 
 import json
 import logging
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
@@ -38,7 +36,9 @@ from transformers import (
     set_seed,
 )
 
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
+from wall_clock import WallClock
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -97,32 +97,6 @@ class DataArguments:
     max_minutes: float | None = field(
         default=None, metadata={"help": "End training then, if not before. The learning rate falls by the clock."}
     )
-
-
-class MaxMinutes(TrainerCallback):
-    """Ends training after some minutes, with the learning rate at its end.
-
-    How many steps fit is unknown. So the clock walks the schedule: after a share t of the time, at least a share t of
-    its steps count as done. A warm-up given in steps, not as a share, is left alone: the clock starts after it.
-    """
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = 60 * minutes
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start = time.monotonic()
-        self.end = self.start + self.seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        now = time.monotonic()
-        warmup = int(args.warmup_steps) if args.warmup_steps >= 1 else 0
-        if state.global_step <= warmup:
-            self.start = now
-        elif now < self.end:
-            due = warmup + int((now - self.start) / (self.end - self.start) * (state.max_steps - warmup))
-            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
-        if now >= self.end:
-            control.should_training_stop = True
 
 
 class EvaluateInOrder(TrainerCallback):
@@ -222,7 +196,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[EvaluateInOrder(), *([MaxMinutes(data.max_minutes)] if data.max_minutes else [])],
+        callbacks=[EvaluateInOrder(), *([WallClock(data.max_minutes)] if data.max_minutes else [])],
     )
     score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
     trainer.compute_metrics = score if args.predict_with_generate else None

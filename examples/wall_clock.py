@@ -8,31 +8,35 @@ from transformers import TrainerCallback
 
 
 class WallClock(TrainerCallback):
-    """Trains for a time instead of a number of steps: a bar in seconds, and a rate that falls to 0 at their end."""
+    """Ends training after some minutes, with the learning rate at its end.
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-        self.bar = tqdm(total=round(self.seconds), unit="s", bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}")
-        self.start: float | None = None
+    How many steps fit is unknown. So the clock walks the schedule: after a share t of the time, at least a share t of
+    its steps count as done. A warm-up given in steps, not as a share, is left alone: the clock starts after it.
+    With ``show`` there is a bar that fills with the time, for a trainer whose own bar of steps is off.
+    """
 
-    def progress(self) -> float:
-        return 0.0 if self.start is None else min(1.0, (time.monotonic() - self.start) / self.seconds)
-
-    def schedule(self, step: int) -> float:
-        """Warm up over 300 steps, then fall along a line."""
-        return min(1.0, (step + 1) / 300) * (1.0 - self.progress())
+    def __init__(self, minutes: float, show: bool = False) -> None:
+        self.seconds = 60 * minutes
+        form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}"
+        self.bar = tqdm(total=self.seconds, bar_format=form, disable=not show)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start = time.monotonic()
+        self.begin = self.start = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.n = self.progress() * self.seconds
-        self.bar.refresh()
-        control.should_training_stop = self.progress() >= 1.0
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        now, end = time.monotonic(), self.begin + self.seconds
+        warmup = int(args.warmup_steps) if args.warmup_steps >= 1 else 0
+        if state.global_step <= warmup:
+            self.start = now
+        elif now < end:
+            due = warmup + int((now - self.start) / (end - self.start) * (state.max_steps - warmup))
+            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
+        control.should_training_stop = control.should_training_stop or now >= end
+        self.bar.update(min(now - self.begin, self.seconds) - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, epoch {logs['epoch']:.1f}")
+            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}, epoch {float(logs['epoch']):.1f}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.bar.close()

@@ -6,9 +6,10 @@ import tempfile
 from importlib import metadata, util
 from pathlib import Path
 
-import dragoman
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+import dragoman
 
 
 def vocabulary_size_in(folder: str) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
 from torch import Tensor
+
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
 
 ROOT = Path(__file__).resolve().parent.parent
 

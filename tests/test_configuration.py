@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dragoman import DragomanConfig, presets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from dragoman import DragomanConfig, presets
 from support import tiny
 
 

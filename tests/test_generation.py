@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman import DragomanForConditionalGeneration
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
+from dragoman import DragomanForConditionalGeneration
 from support import SCHEMES, batch, build, tiny
 
 LENGTH = 12

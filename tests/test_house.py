@@ -7,9 +7,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import dragoman
 import pytest
 
+import dragoman
 from support import ROOT
 
 WINGS = ("configuration", "modeling", "tokenization")

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from dragoman import DragomanForConditionalGeneration, presets
 from torch import Tensor
+
+from dragoman import DragomanForConditionalGeneration, presets
 
 
 def sequences(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
+from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
 from support import SCHEMES, batch, build, gradients, relative_error, tiny
 
 

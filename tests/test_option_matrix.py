@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from dragoman import DragomanConfig, DragomanForConditionalGeneration
 from torch import Tensor
 from torch.nn import functional as F
 
+from dragoman import DragomanConfig, DragomanForConditionalGeneration
 from support import OPTIONS, batch, build, configured, describe, gradients, pairwise, relative_error
 
 ROWS = pairwise(OPTIONS)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanModel
 from support import SCHEMES, batch, build, tiny
 
 TYINGS = {

@@ -6,11 +6,12 @@ import pickle
 import subprocess
 import sys
 
-import dragoman
 import pytest
 import torch
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, TextStreamer
+
+import dragoman
 
 SOURCE = ["the dog runs in the snow", "a man reads", "two men and a dog"] * 4
 TARGET = ["der Hund rennt im Schnee", "ein Mann liest", "zwei M\u00e4nner und ein Hund"] * 4

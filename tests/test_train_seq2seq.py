@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import dragoman
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
 
+import dragoman
 from support import ROOT, data_folder
 
 PAIRS = [("Hallo", "HALLO"), ("zwei  Worte", "ZWEI  WORTE"), ('ein "Zitat", ja', 'EIN "ZITAT", JA'), ("ß ü", "ẞ Ü")]

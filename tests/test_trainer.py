@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.utils.generic import find_labels
 
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
 from support import batch, build, gradients, relative_error, tiny
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
