@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
@@ -86,7 +86,7 @@ class DragomanConfig(PreTrainedConfig):
     # Norms
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_placement: Literal["pre", "post"] = "post"
-    norm_eps: float = 1e-5
+    norm_eps: float | int = 1e-5
     norm_bias: bool | None = None  # None: layer_norm has one, rms_norm has none
     embedding_norm: bool = False  # a norm on the embeddings: BART
     final_norm: bool | None = None  # a norm after the last layer. None: with pre-norm only
@@ -94,9 +94,9 @@ class DragomanConfig(PreTrainedConfig):
     # Biases and scales
     attention_bias: bool = False
     feed_forward_bias: bool = True
-    attention_scale: float | None = None  # None: 1/sqrt(head_dim); 1.0: T5
+    attention_scale: float | int | None = None  # None: 1/sqrt(head_dim); 1.0: T5
     logits_bias: bool = False  # Marian, BART: final_logits_bias
-    logits_scale: float = 1.0  # tied T5: hidden_size ** -0.5
+    logits_scale: float | int = 1.0  # tied T5: hidden_size ** -0.5
     scale_embedding: bool = True  # token vectors times sqrt(hidden_size)
 
     # Tying
@@ -104,10 +104,10 @@ class DragomanConfig(PreTrainedConfig):
     share_embeddings: bool = True  # encoder input and decoder input
 
     # Regularisation
-    dropout: float = 0.1  # embeddings and residual branches
-    attention_dropout: float = 0.0  # anything else costs SDPA its fast kernel
-    activation_dropout: float = 0.0
-    label_smoothing: float = 0.0  # in training; evaluation reports the plain negative log-likelihood
+    dropout: float | int = 0.1  # embeddings and residual branches
+    attention_dropout: float | int = 0.0  # anything else costs SDPA its fast kernel
+    activation_dropout: float | int = 0.0
+    label_smoothing: float | int = 0.0  # in training; evaluation reports the plain negative log-likelihood
 
     # Special tokens, the same ids on both sides
     pad_token_id: int = 0
@@ -115,24 +115,28 @@ class DragomanConfig(PreTrainedConfig):
     eos_token_id: int = 2
     decoder_start_token_id: int = 1
 
-    initializer_range: float | None = None  # None: by role, see modeling/initialization.py
+    initializer_range: float | int | None = None  # None: by role, see modeling/initialization.py
     dragoman_version: str = VERSION  # of the code that wrote the file
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs = self._refuse_unknown_keywords(kwargs)
         self.dragoman_version = VERSION
-        if self.encoder_num_key_value_heads is None:
-            self.encoder_num_key_value_heads = self.encoder_num_attention_heads
-        if self.decoder_num_key_value_heads is None:
-            self.decoder_num_key_value_heads = self.decoder_num_attention_heads
-        if self.norm_bias is None:
-            self.norm_bias = self.norm_type == "layer_norm"
-        if self.final_norm is None:
-            self.final_norm = self.norm_placement == "pre"
+        for name, value in self.derived_fields().items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         no_rope = self.rope_parameters is None and self.position_encoding != "rotary"
         super().__post_init__(**kwargs)
         if no_rope:
             self.rope_parameters = None  # transformers fills in a default for whoever has the field
+
+    def derived_fields(self) -> dict[str, Any]:
+        """What the fields that may be None stand for."""
+        return {
+            "encoder_num_key_value_heads": self.encoder_num_attention_heads,
+            "decoder_num_key_value_heads": self.decoder_num_attention_heads,
+            "norm_bias": self.norm_type == "layer_norm",
+            "final_norm": self.norm_placement == "pre",
+        }
 
     def _refuse_unknown_keywords(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         names = [field.name for field in fields(self)]
@@ -149,7 +153,11 @@ class DragomanConfig(PreTrainedConfig):
                 hint = f"It is a name for reading only; set {' and '.join(sides)}."
             else:
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-                hint = f"Did you mean {near[0]}?" if near else "Generation settings belong to model.generation_config."
+                hint = f"Did you mean {near[0]}?" if near else f"Its fields are {', '.join(names)}."
+                if hasattr(GenerationConfig, name) or name in vars(GenerationConfig()):
+                    hint = "It is a generation setting: set it in model.generation_config."
+                elif name in ("rope_theta", "rope_scaling"):
+                    hint = "It belongs into rope_parameters."
             raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
         return kwargs
 
@@ -161,8 +169,17 @@ class DragomanConfig(PreTrainedConfig):
     def validate_token_ids(self) -> None:
         check_special_tokens(self)
 
-    def validate_output_attentions(self) -> None:
+    @property
+    def output_attentions(self) -> Any:
         """Every attention implementation returns weights on request here, so nothing is refused."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: Any) -> None:
+        self._output_attentions = value
+
+    def validate_output_attentions(self) -> None:
+        pass
 
     def head_dim_of(self, num_attention_heads: int) -> int:
         return self.head_dim or self.hidden_size // num_attention_heads

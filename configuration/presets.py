@@ -84,8 +84,12 @@ def fit(
     source = getattr(tokenizer, "source_vocab_size", len(tokenizer))
     target = getattr(tokenizer, "target_vocab_size", len(tokenizer))
     bos = tokenizer.bos_token_id
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}; choose from {', '.join(PRESETS)}, or pass a DragomanConfig.")
+    base = PRESETS[preset]() if isinstance(preset, str) else preset
     fitted: dict[str, Any] = {
         "vocab_size": target,
+        "source_vocab_size": None,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": bos,
         "eos_token_id": tokenizer.eos_token_id,
@@ -93,15 +97,18 @@ def fit(
     }
     if getattr(tokenizer, "separate_vocabularies", False):
         fitted |= {"source_vocab_size": source, "share_embeddings": False}
-    fitted |= overrides
-    for name, needed in (("vocab_size", target), ("source_vocab_size", source)):
-        if fitted.get(name) is not None and fitted[name] < needed:
-            raise ValueError(
-                f"{name} {fitted[name]} does not hold the tokenizer's {needed} ids: leave it out, or raise it."
-            )
-    if isinstance(preset, DragomanConfig):
-        inherited = {field.name: getattr(preset, field.name) for field in fields(preset)}
-        return config_class(**{**inherited, **fitted})
-    if preset not in PRESETS:
-        raise ValueError(f"There is no preset {preset!r}; choose from {', '.join(PRESETS)}, or pass a DragomanConfig.")
-    return PRESETS[preset](**fitted)
+    config = config_class(**{**_chosen_fields(base), **fitted, **overrides})
+    for name, size, needed in (
+        ("vocab_size", config.vocab_size, target),
+        ("source_vocab_size", config.source_vocab_size or config.vocab_size, source),
+    ):
+        if size < needed:
+            raise ValueError(f"{name} {size} does not hold the tokenizer's {needed} ids: leave it out, or raise it.")
+    return config
+
+
+def _chosen_fields(config: DragomanConfig) -> dict[str, Any]:
+    """Fields as they were given: what was derived from others follows them when they are overridden."""
+    derived = {**config.derived_fields(), "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: value for name, value in values.items() if value is not None and value != derived.get(name)}

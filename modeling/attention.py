@@ -3,7 +3,7 @@
 B batch, T queries, S keys, H query heads, K key/value heads, D head size, C model size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..configuration.configuration_dragoman import DragomanConfig
 from .position_encodings import apply_rotary
 
+TAKE_A_BIAS = ("eager", "sdpa", "flex_attention")
 LayerSelection = bool | Sequence[int] | None  # of which layers to return weights: all, those listed, or none
 
 
-def selected(selection: LayerSelection, layer_idx: int) -> bool:
-    return selection if isinstance(selection, bool) else layer_idx in (selection or ())
+def selected_layers(selection: LayerSelection, config: DragomanConfig) -> Collection[int]:
+    """Indices of the layers to record. Raises ValueError for what is no layer of either stack."""
+    layers = range(max(config.encoder_num_hidden_layers, config.decoder_num_hidden_layers))
+    if selection is None or isinstance(selection, bool):
+        return layers if selection else ()
+    if not isinstance(selection, Sequence) or not set(selection) <= set(layers):
+        raise ValueError(
+            f"output_attentions takes True, False or a list of layers from 0 to {layers[-1]}, not {selection!r}."
+        )
+    return selection
 
 
 def eager_attention(
@@ -113,9 +122,15 @@ class Attention(nn.Module):
             query = apply_rotary(query, rotary)
         key, value = self._keys_and_values(x, source, rotary, cache)  # (B, K, S, D)
         options: dict[str, Any] = {"scaling": self.scaling}
+        implementation = self.config._attn_implementation or "eager"
         if position_bias is not None:
+            if implementation not in TAKE_A_BIAS:
+                raise NotImplementedError(
+                    f"The attention implementation {implementation!r} would drop the bias of position_encoding="
+                    f"{self.config.position_encoding!r}: choose one of {', '.join(TAKE_A_BIAS)}."
+                )
             options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
         if output_attentions and attend is not eager_attention:

@@ -9,9 +9,10 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .attention import Attention, LayerSelection, selected
+from .attention import Attention, LayerSelection, selected_layers
 from .building import (
     build_feed_forward,
     build_input_embedding,
@@ -21,6 +22,7 @@ from .building import (
     build_rotary,
     build_token_embedding,
 )
+from .initialization import mark_branch_outputs
 from .position_encodings import positions_of
 
 
@@ -38,6 +40,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.feed_forward = build_feed_forward(config, config.decoder_intermediate_size)
         self.feed_forward_residual = build_residual(config)
         self.position_bias = build_position_bias(config, heads, bidirectional=False, per_layer=True)
+        outputs = (self.self_attn.o_proj, self.cross_attn.o_proj, self.feed_forward.down_proj)
+        mark_branch_outputs(outputs, branches=3 * config.decoder_num_hidden_layers)
 
     def forward(
         self,
@@ -76,7 +80,8 @@ class DecoderLayer(GradientCheckpointingLayer):
 
         x = self.self_attn_residual(x, attend)
         x = self.cross_attn_residual(x, attend_to_source)
-        x = self.feed_forward_residual(x, self.feed_forward)
+        # Not the module itself: hooks of an offloaded layer move every argument that can be moved.
+        x = self.feed_forward_residual(x, lambda y: self.feed_forward(y))
         return x, weights, cross_weights
 
 
@@ -97,6 +102,7 @@ class Decoder(nn.Module):
         self.norm = build_norm(config) if config.final_norm else None
         self.gradient_checkpointing = False
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -109,7 +115,6 @@ class Decoder(nn.Module):
         use_cache: bool | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool = True,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -128,10 +133,11 @@ class Decoder(nn.Module):
         source_mask = create_bidirectional_mask(
             self.config, x, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
         )
-        x = self.embedding(x, queries)
+        x = self.embedding(x, queries, "target")
         rotary = None if self.rotary is None else self.rotary(queries, x.dtype)
         position_bias = None if self.position_bias is None else self.position_bias(queries, keys)
 
+        recorded = selected_layers(output_attentions, self.config)
         states, attentions, cross_attentions = [x], [], []
         for i, layer in enumerate(self.layers):
             x, weights, cross_weights = layer(
@@ -142,7 +148,7 @@ class Decoder(nn.Module):
                 (queries, keys),
                 rotary,
                 position_bias,
-                selected(output_attentions, i),
+                i in recorded,
                 past_key_values=cache,
             )
             states.append(x)
@@ -181,16 +187,18 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Positions of the queries (B, T) and of all keys, those of the cache included (B, S)."""
         length = x.shape[1]
-        past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache, whose size is known
-        total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
-        self.embedding.check_length(total if isinstance(past, Tensor) else past + length, "target")
         if position_ids is not None and cache is None:
             return position_ids, position_ids
-        mask = attention_mask if isinstance(attention_mask, Tensor) else None
-        keys = positions_of(mask, total, x.device)
-        if mask is not None and mask.dim() == 2:
-            queries = keys[:, -length:]
-            keys = F.pad(keys, (0, total - keys.shape[1]))  # a static cache has room that the mask does not know
-        else:
-            queries = keys[:, torch.arange(length, device=x.device) + past]
-        return (queries if position_ids is None else position_ids), keys
+        past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache
+        total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
+        keys = positions_of(attention_mask if isinstance(attention_mask, Tensor) else None, total, x.device)
+        keys = F.pad(keys, (0, total - keys.shape[1]))  # a static cache has room that the mask does not know
+        columns = torch.arange(length, device=x.device) + past
+        if position_ids is None:
+            return keys[:, columns], keys
+        if self.config.position_encoding in ("alibi", "relative") and (isinstance(past, Tensor) or past > 0):
+            raise ValueError(
+                f"With position_encoding={self.config.position_encoding!r}, decoder_position_ids cannot continue a "
+                "cache, which does not keep the positions of its keys: pass decoder_attention_mask instead."
+            )
+        return position_ids, keys.expand(len(position_ids), -1).index_copy(1, columns, position_ids)

@@ -47,21 +47,27 @@ class InputEmbedding(nn.Module):
             self.positions = SinusoidalPositions(limit, size)
         elif config.position_encoding == "learned":
             self.positions = LearnedPositions(limit, size, config.position_offset)
-        self.max_length = limit if self.positions is not None else None
+        self.max_length = limit
         self.norm = norm
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, what: str) -> Tensor:
         if self.positions is not None:
+            self._check(positions, what)
             x = x + self.positions(positions).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
 
-    def check_length(self, length: int, what: str) -> None:
-        """Raises ValueError for a sequence longer than the position table."""
-        if self.max_length is not None and isinstance(length, int) and length > self.max_length:
+    def _check(self, positions: Tensor, what: str) -> None:
+        """Raises ValueError for a position that the table does not hold; by columns where a look would have to wait."""
+        if torch.compiler.is_compiling():
+            return
+        on_cpu = positions.device.type == "cpu"
+        first, last = (int(p) for p in positions.aminmax()) if on_cpu else (0, positions.shape[1] - 1)
+        if first < 0 or last >= self.max_length:
             raise ValueError(
-                f"A {what} of {length} tokens does not fit max_position_embeddings = {self.max_length}: truncate it, "
-                "or build the model with a larger max_position_embeddings or position_encoding='rotary'."
+                f"A {what} position {last if first >= 0 else first} does not fit max_position_embeddings = "
+                f"{self.max_length}: truncate the sequence, or build the model with a larger max_position_embeddings "
+                "or position_encoding='rotary'."
             )

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .attention import Attention, LayerSelection, selected
+from .attention import Attention, LayerSelection, selected_layers
 from .building import (
     build_feed_forward,
     build_input_embedding,
@@ -18,6 +19,8 @@ from .building import (
     build_rotary,
     build_token_embedding,
 )
+from .initialization import mark_branch_outputs
+from .padding import mask_of_padding
 from .position_encodings import positions_of
 
 
@@ -33,6 +36,8 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.feed_forward = build_feed_forward(config, config.encoder_intermediate_size)
         self.feed_forward_residual = build_residual(config)
         self.position_bias = build_position_bias(config, heads, bidirectional=True, per_layer=True)
+        outputs = (self.self_attn.o_proj, self.feed_forward.down_proj)
+        mark_branch_outputs(outputs, branches=2 * config.encoder_num_hidden_layers)
 
     def forward(
         self,
@@ -55,7 +60,8 @@ class EncoderLayer(GradientCheckpointingLayer):
             return y
 
         x = self.self_attn_residual(x, attend)
-        x = self.feed_forward_residual(x, self.feed_forward)
+        # Not the module itself: hooks of an offloaded layer move every argument that can be moved.
+        x = self.feed_forward_residual(x, lambda y: self.feed_forward(y))
         return x, weights
 
 
@@ -75,6 +81,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.encoder_num_hidden_layers))
         self.norm = build_norm(config) if config.final_norm else None
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -83,21 +90,26 @@ class Encoder(nn.Module):
         inputs_embeds: Tensor | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool = True,
     ) -> BaseModelOutput:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("The encoder needs either input_ids or inputs_embeds.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, C)
-        self.embedding.check_length(x.shape[1], "source")
+        if attention_mask is None and input_ids is not None:
+            attention_mask = mask_of_padding(input_ids, self.config)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 4:
+            raise ValueError(
+                "A 4-D attention_mask does not tell where a token stands: pass position_ids (B, S) with it."
+            )
         positions = positions_of(attention_mask, x.shape[1], x.device) if position_ids is None else position_ids
         mask = create_bidirectional_mask(self.config, x, attention_mask)
-        x = self.embedding(x, positions)
+        x = self.embedding(x, positions, "source")
         rotary = None if self.rotary is None else self.rotary(positions, x.dtype)
         position_bias = None if self.position_bias is None else self.position_bias(positions, positions)
 
+        recorded = selected_layers(output_attentions, self.config)
         states, attentions = [x], []
         for i, layer in enumerate(self.layers):
-            x, weights = layer(x, mask, positions, rotary, position_bias, selected(output_attentions, i))
+            x, weights = layer(x, mask, positions, rotary, position_bias, i in recorded)
             states.append(x)
             attentions.append(weights)
         if self.norm is not None:

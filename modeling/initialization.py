@@ -15,21 +15,19 @@ Norm weights are 1, biases 0. Branch outputs that shrink with depth: Zhang et al
 A configuration with ``initializer_range`` draws every matrix with that standard deviation instead.
 """
 
+from collections.abc import Iterable
+
 from torch import nn
 from transformers import initialization as init
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .attention import Attention
-from .decoder import DecoderLayer
 from .embeddings import TokenEmbedding
-from .encoder import EncoderLayer
-from .feed_forward import FeedForward
 from .position_biases import AlibiBias, RelativeBias, alibi_slopes
 from .position_encodings import LearnedPositions, SinusoidalPositions, sinusoids
 
 
 def initialize(module: nn.Module, config: DragomanConfig) -> None:
-    """Fill what ``module`` has a role for. Children come before their parents, so a layer has the last word."""
+    """Fill the parameters and buffers of ``module``, by its role."""
     fixed, per_channel = config.initializer_range, config.hidden_size**-0.5
     if isinstance(module, SinusoidalPositions):
         init.copy_(module.table, sinusoids(*module.table.shape))
@@ -40,15 +38,13 @@ def initialize(module: nn.Module, config: DragomanConfig) -> None:
     elif isinstance(module, RelativeBias | TokenEmbedding):
         init.normal_(module.weight, std=fixed or per_channel)
     elif isinstance(module, nn.Linear):
-        init.normal_(module.weight, std=fixed or module.in_features**-0.5)
-    elif isinstance(module, EncoderLayer):
-        _shrink_outputs(module, 2 * config.encoder_num_hidden_layers, fixed)
-    elif isinstance(module, DecoderLayer):
-        _shrink_outputs(module, 3 * config.decoder_num_hidden_layers, fixed)
+        init.normal_(module.weight, std=fixed or (module.in_features * getattr(module, "branches", 1)) ** -0.5)
 
 
-def _shrink_outputs(layer: nn.Module, branches: int, fixed: float | None) -> None:
-    for part in layer.children():
-        if isinstance(part, Attention | FeedForward):
-            output = part.o_proj if isinstance(part, Attention) else part.down_proj
-            init.normal_(output.weight, std=fixed or (output.in_features * branches) ** -0.5)
+def mark_branch_outputs(projections: Iterable[nn.Linear], branches: int) -> None:
+    """Tell the last projection of a residual branch how many such branches its stack adds up.
+
+    The projection has to know: transformers initialises no module that owns no parameter, such as a layer.
+    """
+    for projection in projections:
+        projection.branches = branches  # type: ignore[assignment]

@@ -19,5 +19,5 @@ def token_cross_entropy(
     labels = labels.to(logits.device).flatten()
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (B·T, V)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="sum")
-    count = (labels != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+    count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)  # nothing to learn: 0, not NaN

@@ -33,7 +33,6 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: DragomanConfig) -> None:
@@ -92,7 +91,10 @@ class DragomanModel(DragomanPreTrainedModel):
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqModelOutput:
-        """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids."""
+        """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids.
+
+        Continuing a cache that began with padding needs ``decoder_attention_mask`` over all tokens so far.
+        """
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if attention_mask is None and input_ids is not None:
@@ -101,7 +103,7 @@ class DragomanModel(DragomanPreTrainedModel):
             decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states
+                input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states, return_dict=True
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
@@ -116,6 +118,7 @@ class DragomanModel(DragomanPreTrainedModel):
             use_cache,
             attentions,
             hidden_states,
+            return_dict=True,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
@@ -155,11 +158,10 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutput:
-        if attention_mask is None and input_ids is not None:
-            attention_mask = mask_of_padding(input_ids, self.config)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
+        arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
+        return self.encoder(*arguments, return_dict=True)
 
 
 class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerationMixin):
@@ -209,6 +211,8 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
         """
         if labels is not None:
+            if not isinstance(logits_to_keep, int) or logits_to_keep:
+                raise ValueError("labels need the logits of every position: leave logits_to_keep out.")
             check_ids(labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size, "Label")
             use_cache = False if use_cache is None else use_cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:

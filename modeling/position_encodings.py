@@ -3,6 +3,8 @@
 Every scheme takes positions ``(B, T)``, not lengths, so padding, cached decoding and restarts are one code path.
 """
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,10 +66,20 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config  # of one side, with its head_dim
         self.rope_type = config.rope_parameters["rope_type"]
-        compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
-        inv_freq, self.attention_scaling = compute(config)
+        inv_freq, self.attention_scaling = self._compute()
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    def _compute(self) -> tuple[Tensor, float]:
+        return ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)(self.config)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """``model.to(bfloat16)`` moves the frequencies and leaves them in fp32: rounded, far positions would blur."""
+        super()._apply(fn, recurse)
+        inv_freq = self._compute()[0].to(self.inv_freq.device)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+        return self
 
     @staticmethod
     def compute_default_rope_parameters(config: PreTrainedConfig, *_: object) -> tuple[Tensor, float]:

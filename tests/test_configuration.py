@@ -33,7 +33,9 @@ def test_bare_is_the_base_model() -> None:
         ({"hiden_size": 64}, "no field 'hiden_size'. Did you mean hidden_size"),
         ({"d_model": 64}, "reading only; set hidden_size"),
         ({"num_hidden_layers": 3}, "set encoder_num_hidden_layers and decoder_num_hidden_layers"),
-        ({"num_beams": 4}, "model.generation_config"),
+        ({"num_beams": 4}, "generation setting: set it in model.generation_config"),
+        ({"rope_theta": 5.0}, "belongs into rope_parameters"),
+        ({"nonsense": 5.0}, "Its fields are .*hidden_size"),
         ({"hidden_size": "64"}, "hidden_size.*expected int, got str"),
         ({"hidden_size": True}, "hidden_size.*expected int, got bool"),
         ({"dropout": "much"}, "dropout.*expected float"),
@@ -83,6 +85,11 @@ def test_assignment_is_checked_too(tmp_path: Path) -> None:
     assert not (tmp_path / "config.json").exists()
 
 
+def test_whole_numbers_are_numbers() -> None:
+    config = tiny(dropout=0, logits_scale=1, attention_scale=1, norm_eps=1)
+    assert (config.dropout, config.logits_scale) == (0, 1)
+
+
 def test_generic_code_reads_the_decoder() -> None:
     config = tiny(decoder_num_key_value_heads=2, encoder_num_attention_heads=2)
     assert (config.d_model, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
@@ -127,6 +134,22 @@ class TestFromTokenizer:
     def test_from_a_configuration(self) -> None:
         config = DragomanConfig.from_tokenizer(Tokenizer(), preset=tiny(position_encoding="alibi"), dropout=0.2)
         assert (config.position_encoding, config.vocab_size, config.dropout) == ("alibi", 50, 0.2)
+
+    def test_derived_fields_follow_what_is_overridden(self) -> None:
+        class Sub(DragomanConfig):
+            pass
+
+        def made(preset: object, **overrides: Any) -> DragomanConfig:
+            return Sub.from_tokenizer(Tokenizer(), preset=preset, **overrides)
+
+        base = tiny(source_vocab_size=29, share_embeddings=False)
+        assert made(base, decoder_num_attention_heads=8).decoder_num_key_value_heads == 8
+        assert made(base, norm_placement="post").final_norm is False
+        assert made(base, norm_type="rms_norm").norm_bias is False
+        assert made(base, position_encoding="alibi").rope_parameters is None
+        assert made(base).source_vocab_size is None
+        assert made(tiny(decoder_num_key_value_heads=2)).decoder_num_key_value_heads == 2
+        assert type(made("tiny")) is type(made(base)) is Sub
 
     @pytest.mark.parametrize(
         ("tokenizer", "arguments", "message"),

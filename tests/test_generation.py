@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutput
 
 from dragoman import DragomanForConditionalGeneration
 from support import SCHEMES, batch, build, tiny
@@ -75,11 +74,6 @@ def test_caches_and_padding(scheme: str, mode: dict[str, Any], cache: str) -> No
         assert set(ids[len(alone) :]) <= {0, 2}  # beam search fills up with the end token where padding is 0
 
 
-def test_one_beam_is_greedy() -> None:
-    model, inputs = model_and_source()
-    torch.testing.assert_close(generate(model, inputs, num_beams=1, length_penalty=0.3), generate(model, inputs))
-
-
 def test_the_source_matters() -> None:
     model, inputs = model_and_source()
     other = {**inputs, "input_ids": (inputs["input_ids"] + 1).clamp(max=28) * inputs["attention_mask"]}
@@ -120,7 +114,9 @@ def test_embeddings_alone_drive_the_encoder(mode: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_ragged_prefixes(mode: dict[str, Any], scheme: str) -> None:
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_ragged_prefixes(mode: dict[str, Any], scheme: str, cache: str) -> None:
+    mode = {**mode, "cache_implementation": cache}
     model, inputs = model_and_source(position_encoding=scheme)
     prefixes = [[1, 9, 8, 7], [1, 5], [1], [1, 20, 21]]
     padded = torch.tensor([[0] * (4 - len(p)) + p for p in prefixes])
@@ -242,6 +238,10 @@ def test_continuous_batching_raises_instead_of_returning_the_prompt() -> None:
     with pytest.raises(NotImplementedError, match="no continuous batching"):
         model.generate(**inputs, cache_implementation="paged")
     with pytest.raises(NotImplementedError, match="no continuous batching"):
+        model.generate(**inputs, generation_config=GenerationConfig(cache_implementation="paged"))
+    with pytest.raises(NotImplementedError, match="no early exit"):
+        model.generate(**inputs, assistant_early_exit=1)
+    with pytest.raises(NotImplementedError, match="no continuous batching"):
         model.generate_batch([[4, 5]])
     with pytest.raises(NotImplementedError, match="no continuous batching"):
         model.init_continuous_batching()
@@ -265,15 +265,34 @@ def test_more_decoder_layers_than_encoder_layers() -> None:
         )
 
 
-def test_tuple_encoder_outputs() -> None:
+@modes
+def test_tuple_encoder_outputs(mode: dict[str, Any]) -> None:
     model, inputs = model_and_source()
-    states = BaseModelOutput(model.get_encoder()(**inputs).last_hidden_state)
-    assert varied(generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states))
+    states = (model.get_encoder()(**inputs).last_hidden_state,)
+    found = generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states, **mode)
+    assert found.tolist() == generate(model, inputs, **mode).tolist()
+
+
+def test_padding_before_every_row_is_dropped() -> None:
+    model, inputs = model_and_source()
+    source = {"input_ids": inputs["input_ids"][:1]}
+    expected = generate(model, source, decoder_input_ids=torch.tensor([[1, 5]]))
+    assert generate(model, source, decoder_input_ids=torch.tensor([[0, 0, 1, 5]])).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_autocast(cache: str) -> None:
+    """Rotated keys keep the narrow type that the cache was made for."""
+    model, inputs = model_and_source(position_encoding="rotary")
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, inputs, cache_implementation=cache).shape[0] == 4
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_static_cache_filled_by_hand(scheme: str) -> None:
-    """Chunks of a left-padded row, with the plain 2-D mask that grows with them."""
+@pytest.mark.parametrize("width", ["growing", "full"])
+def test_a_static_cache_filled_by_hand(scheme: str, width: str) -> None:
+    """Chunks of a left-padded row, with a plain 2-D mask that grows with them or is as long as the cache."""
     model, inputs = model_and_source(position_encoding=scheme)
     ids = torch.tensor([[0, 0, 1, 9, 8, 7], [1, 5, 6, 7, 8, 9], [0, 1, 4, 3, 5, 6], [1, 3, 4, 5, 6, 7]])
     mask = (ids != 0).long()
@@ -283,6 +302,7 @@ def test_a_static_cache_filled_by_hand(scheme: str) -> None:
     found, seen = [], 0
     for length in (3, 1, 2):
         seen += length
-        piece = {"decoder_input_ids": ids[:, seen - length : seen], "decoder_attention_mask": mask[:, :seen]}
+        known = mask[:, :seen] if width == "growing" else torch.nn.functional.pad(mask, (0, 5), value=1)
+        piece = {"decoder_input_ids": ids[:, seen - length : seen], "decoder_attention_mask": known}
         found.append(model(**inputs, **piece, past_key_values=cache).logits)
     torch.testing.assert_close(torch.cat(found, 1)[mask.bool()], expected[mask.bool()])

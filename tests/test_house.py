@@ -23,9 +23,8 @@ TIERS = [
     ["presets"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss"],
     ["embeddings", "residual", "attention", "padding"],
-    ["building"],
+    ["building", "initialization"],
     ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing"],
-    ["initialization"],
     ["modeling_dragoman"],
 ]
 THIRD_PARTY = {"torch", "transformers", "tokenizers", "huggingface_hub"}

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from dragoman.modeling.attention import eager_attention
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+from transformers import AttentionInterface, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_outputs import BaseModelOutput
 
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
@@ -62,9 +64,12 @@ def test_relative_schemes_know_distances_only(scheme: str) -> None:
 
 def test_padding_is_masked_without_a_mask() -> None:
     model, inputs = build(tiny()).double(), batch(tiny())
-    expected = model(**inputs).logits
+    expected = model(**inputs)
     del inputs["attention_mask"]
-    torch.testing.assert_close(model(**inputs).logits, expected)
+    torch.testing.assert_close(model(**inputs).logits, expected.logits)
+    encoder = model.get_encoder()
+    torch.testing.assert_close(encoder(inputs["input_ids"]).last_hidden_state, expected.encoder_last_hidden_state)
+    assert isinstance(encoder(inputs["input_ids"], return_dict=False), tuple)
 
 
 def test_holes_in_the_mask_do_not_count() -> None:
@@ -113,6 +118,11 @@ def test_attentions_of_chosen_layers() -> None:
     assert chosen.encoder_attentions[0] is None
     assert chosen.encoder_attentions[2] is None
     torch.testing.assert_close(chosen.cross_attentions[1], everything.cross_attentions[1])
+    for wrong in (1, [3], [-1]):
+        with pytest.raises(ValueError, match="a list of layers from 0 to 2"):
+            model(**inputs, output_attentions=wrong)
+    model.config.output_attentions = True
+    torch.testing.assert_close(model(**inputs).cross_attentions[1], everything.cross_attentions[1])
 
 
 def test_encoder_outputs_and_embeddings_replace_ids() -> None:
@@ -155,6 +165,8 @@ def test_no_cache_while_training() -> None:
     inputs["decoder_input_ids"] = inputs.pop("labels").clamp(min=0)
     assert model.train()(**inputs).past_key_values is None
     assert model.eval()(**inputs).past_key_values is not None
+    model.config.use_cache = False
+    assert model(**inputs).past_key_values is None
 
 
 def test_smoothing_in_training_only() -> None:
@@ -183,7 +195,8 @@ def test_loss_counts_the_tokens_of_the_whole_step() -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, whole[name], msg=name)
     labels = torch.full_like(inputs["labels"], -100)
-    assert model(**{**inputs, "labels": labels}).loss == 0  # nothing to learn, and no NaN
+    for count in (None, 0, torch.tensor(0)):  # nothing to learn, and no NaN
+        assert model(**{**inputs, "labels": labels}, num_items_in_batch=count).loss == 0
 
 
 def test_logits_to_keep() -> None:
@@ -192,6 +205,8 @@ def test_logits_to_keep() -> None:
     logits = model(**inputs).logits
     torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
     torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
+    with pytest.raises(ValueError, match="leave logits_to_keep out"):
+        model(**batch(tiny()), logits_to_keep=2)
     assert isinstance(model(**inputs, return_dict=False), tuple)
 
 
@@ -242,6 +257,9 @@ def test_dropouts_act_in_training_only() -> None:
         torch.testing.assert_close(model(**inputs).logits, plain, rtol=0, atol=0)
         torch.manual_seed(0)
         assert relative_error(model.train()(**inputs).logits, plain) > 1e-2, field
+    model, inputs = build(tiny(dropout=0.5)).train(), batch(tiny())
+    embedded = model.model.encoder.embedding(torch.ones(1, 400, 32), torch.arange(400)[None], "source")
+    assert 0.4 < (embedded == 0).float().mean() < 0.6
 
 
 class TestClearErrors:
@@ -257,14 +275,48 @@ class TestClearErrors:
         config = tiny(position_encoding=scheme, max_position_embeddings=8)
         model = build(config)
         long, short = torch.full((1, 9), 5), torch.full((1, 3), 5)
-        with pytest.raises(ValueError, match="source of 9 tokens does not fit max_position_embeddings = 8"):
+        with pytest.raises(ValueError, match="source position 8 does not fit max_position_embeddings = 8"):
             model(input_ids=long, labels=short)
-        with pytest.raises(ValueError, match="target of 9 tokens"):
+        with pytest.raises(ValueError, match="target position 8"):
             model(input_ids=short, labels=long)
-        with pytest.raises(ValueError, match="target of 9 tokens"):
+        with pytest.raises(ValueError, match="target position 8"):
             model.generate(short, min_new_tokens=12, max_new_tokens=12)
-        with pytest.raises(ValueError, match="target of 12 tokens"):
+        with pytest.raises(ValueError, match="target position 8"):
             model.generate(short, max_new_tokens=12, cache_implementation="static")
+
+    def test_positions_outside_the_table(self) -> None:
+        model = build(tiny(position_encoding="learned", position_offset=2, max_position_embeddings=8))
+        ids = torch.full((1, 3), 5)
+        for wrong in (8, -1):
+            with pytest.raises(ValueError, match=f"source position {wrong} does not fit"):
+                model(input_ids=ids, labels=ids, position_ids=torch.tensor([[0, 1, wrong]]))
+        padded = torch.tensor([[0] * 9 + [5, 6, 7]])  # twelve columns, three positions
+        assert model(input_ids=padded, labels=ids).loss.isfinite()
+        with pytest.raises(ValueError, match="pass position_ids"):
+            model(input_ids=ids, labels=ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.bool))
+
+    def test_own_positions_cannot_continue_a_biased_cache(self) -> None:
+        for scheme in SCHEMES:
+            model, inputs = build(tiny(position_encoding=scheme)).double(), batch(tiny())
+            ids, positions = inputs.pop("labels").clamp(min=3), torch.arange(7).expand(4, -1) * 3
+            expected = model(**inputs, decoder_input_ids=ids, decoder_position_ids=positions, use_cache=False).logits
+            first = model(**inputs, decoder_input_ids=ids[:, :4], decoder_position_ids=positions[:, :4])
+            torch.testing.assert_close(first.logits, expected[:, :4])
+            rest = {"decoder_input_ids": ids[:, 4:], "decoder_position_ids": positions[:, 4:]}
+            if scheme in ("alibi", "relative"):
+                with pytest.raises(ValueError, match="cannot continue a cache"):
+                    model(**inputs, **rest, past_key_values=first.past_key_values)
+            else:
+                found = model(**inputs, **rest, past_key_values=first.past_key_values).logits
+                torch.testing.assert_close(found, expected[:, 4:])
+
+    def test_an_attention_that_would_drop_the_bias(self) -> None:
+        AttentionInterface.register("careless", eager_attention)
+        AttentionMaskInterface.register("careless", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+        model, inputs = build(tiny(position_encoding="alibi")), batch(tiny())
+        model.set_attn_implementation("careless")
+        with pytest.raises(NotImplementedError, match="'careless' would drop the bias of position_encoding='alibi'"):
+            model(**inputs)
 
     def test_nothing_to_decode(self) -> None:
         with pytest.raises(ValueError, match="decoder_input_ids"):

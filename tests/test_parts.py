@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dragoman.configuration import presets
-from dragoman.modeling.attention import Attention, eager_attention
+from dragoman.modeling.attention import Attention, dense_mask, eager_attention
 from dragoman.modeling.building import build_rotary
 from dragoman.modeling.feed_forward import FeedForward
 from dragoman.modeling.loss import token_cross_entropy
@@ -21,6 +21,7 @@ from dragoman.modeling.position_encodings import (
 )
 from dragoman.modeling.residual import Residual
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import BartConfig, T5Config
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -123,6 +124,14 @@ class TestPositions:
         torch.testing.assert_close(score(9, 4), score(205, 200), rtol=1e-4, atol=1e-5)
         assert (score(9, 4) - score(9, 5)).abs() > 1e-3
 
+    def test_frequencies_stay_exact_in_a_half_precision_model(self) -> None:
+        rotary = build_rotary(presets.tiny(), "decoder")
+        exact, positions = rotary.inv_freq.clone(), torch.tensor([[900]])
+        expected = rotary(positions, torch.float32)
+        rotary.to(torch.bfloat16)
+        torch.testing.assert_close(rotary.inv_freq, exact, rtol=0, atol=0)
+        torch.testing.assert_close(rotary(positions, torch.float32), expected, rtol=0, atol=0)
+
     @pytest.mark.parametrize(
         "scaling",
         [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0},
@@ -217,6 +226,17 @@ class TestAttention:
         expected = theirs(x)[0]
         found = ours(x, mask=None, position_bias=bias(positions, positions))[0]
         torch.testing.assert_close(found, expected)
+
+    def test_masks_of_any_form_become_dense(self) -> None:
+        device, real = torch.device("cpu"), torch.tensor([[1, 1, 0], [0, 1, 1]])
+        assert dense_mask(None, False, 2, 3, device).tolist() == [[[[True] * 3] * 2]]
+        lower = [[True, False, False], [True, True, False], [True, True, True]]
+        assert dense_mask(None, True, 3, 3, device)[0, 0].tolist() == lower
+        assert dense_mask(None, True, 1, 3, device).all()  # one query, all of a cache
+        two = dense_mask(real, True, 2, 3, device)  # flash attention: aligned at the end, padding dropped
+        assert two[:, 0].tolist() == [[[True, True, False]] * 2, [[False, True, False], [False, True, True]]]
+        block = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 3, 3, device="cpu")
+        assert dense_mask(block, True, 3, 3, device)[1, 0].tolist() == lower
 
     def test_softmax_in_fp32(self) -> None:
         q, k = torch.full((1, 1, 1, 64), 8.0), torch.full((1, 1, 2, 64), 8.0)

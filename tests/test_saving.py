@@ -108,6 +108,46 @@ def test_buffers_survive_a_meta_load(scheme: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, model.model(**inputs, decoder_input_ids=ids).last_hidden_state, rtol=0, atol=0)
 
 
+def test_a_layer_on_disk(tmp_path: Path) -> None:
+    for scheme in ("rotary", "relative"):
+        config = tiny(position_encoding=scheme, relative_attention_per_layer=scheme == "relative")
+        model, inputs = build(config), batch(config)
+        model.save_pretrained(tmp_path / scheme)
+        places = {"model.encoder": "cpu", "model.decoder": "cpu", "lm_head": "cpu", "model.decoder.layers.1": "disk"}
+        for name, _ in model.model.decoder.named_children():
+            places[f"model.decoder.{name}"] = "cpu"
+        del places["model.decoder"], places["model.decoder.layers"]
+        places["model.decoder.layers.0"] = "cpu"
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(
+            tmp_path / scheme, device_map=places, offload_folder=tmp_path / "off"
+        )
+        assert loaded.model.decoder.layers[1].self_attn.q_proj.weight.is_meta
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+
+
+def test_initial_weights_follow_the_table() -> None:
+    sizes = {"vocab_size": 400, "hidden_size": 128, "encoder_intermediate_size": 512, "max_position_embeddings": 512}
+    model = DragomanForConditionalGeneration(tiny(position_encoding="learned", tie_word_embeddings=False, **sizes))
+    encoder = model.model.encoder
+    layer = encoder.layers[0]
+    expected = {
+        encoder.embed_tokens.weight: 128**-0.5,
+        encoder.embedding.positions.weight: 1.0,
+        layer.self_attn.q_proj.weight: 128**-0.5,
+        layer.feed_forward.up_proj.weight: 128**-0.5,
+        layer.feed_forward.down_proj.weight: (512 * 6) ** -0.5,  # three layers of two branches
+        layer.self_attn.o_proj.weight: (128 * 6) ** -0.5,
+        model.model.decoder.layers[0].cross_attn.o_proj.weight: (128 * 6) ** -0.5,  # two layers of three
+        model.lm_head.weight: 128**-0.5,
+    }
+    for weight, deviation in expected.items():
+        assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+    fixed = DragomanForConditionalGeneration(tiny(position_encoding="learned", initializer_range=0.7, **sizes))
+    for name, parameter in fixed.named_parameters():
+        if parameter.dim() > 1:
+            assert parameter.std().item() == pytest.approx(0.7, rel=0.05), name
+
+
 def test_base_model_and_head_load_each_other(tmp_path: Path) -> None:
     model, inputs = build(tiny()), batch(tiny())
     model.save_pretrained(tmp_path / "head")
