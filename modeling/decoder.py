@@ -151,11 +151,12 @@ class Decoder(nn.Module):
                 i in recorded,
                 past_key_values=cache,
             )
-            states.append(x)
+            if output_hidden_states:
+                states.append(x)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         if self.norm is not None:
-            x = states[-1] = self.norm(x)
+            x = states[-1] = self.norm(x)  # the last state recorded is the one returned
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=x,
             past_key_values=cache,

@@ -110,10 +110,11 @@ class Encoder(nn.Module):
         states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             x, weights = layer(x, mask, positions, rotary, position_bias, i in recorded)
-            states.append(x)
+            if output_hidden_states:
+                states.append(x)
             attentions.append(weights)
         if self.norm is not None:
-            x = states[-1] = self.norm(x)
+            x = states[-1] = self.norm(x)  # the last state recorded is the one returned
         return BaseModelOutput(
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,

@@ -49,6 +49,12 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
         super()._init_weights(module)
         initialize(module, self.config)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.encoder.embed_tokens = value
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Which parameter is which other one, ``{name: name of the owner}``."""
         # transformers' own turns every tie off with tie_word_embeddings; share_embeddings is a tie of its own here.
@@ -67,12 +73,6 @@ class DragomanModel(DragomanPreTrainedModel):
         if config.share_embeddings:
             self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.encoder.embed_tokens = value
 
     @can_return_tuple
     def forward(
@@ -141,12 +141,6 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
         super().__init__(config)
         self.encoder = Encoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.encoder.embed_tokens = value
 
     @can_return_tuple
     def forward(
