@@ -50,10 +50,12 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
         initialize(module, self.config)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.encoder.embed_tokens
+        base: Any = self.base_model
+        return base.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.encoder.embed_tokens = value
+        base: Any = self.base_model
+        base.encoder.embed_tokens = value
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Which parameter is which other one, ``{name: name of the owner}``."""

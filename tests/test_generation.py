@@ -192,7 +192,7 @@ def test_speculative_modes_equal_greedy() -> None:
     model, inputs = model_and_source()
     source, plain = {"input_ids": inputs["input_ids"][:1]}, {"no_repeat_ngram_size": 0, "suppress_tokens": None}
     expected = generate(model, source, **plain).tolist()
-    assert len(set(expected[0])) > 6
+    assert len(set(expected[0])) > 4
     assert generate(model, source, prompt_lookup_num_tokens=3, **plain).tolist() == expected
     assistant = copy.deepcopy(model)
     for parameter in assistant.parameters():
