@@ -1,6 +1,7 @@
 """The layout that travels with every checkpoint: import direction, packages, sizes, versions."""
 
 import ast
+import importlib
 import re
 import statistics
 import tomllib
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 import dragoman
 from support import ROOT
@@ -112,3 +114,8 @@ def test_one_version() -> None:
 def test_public_names() -> None:
     for name in dragoman.__all__:
         assert getattr(dragoman, name).__doc__ or name == "__version__", name
+
+
+def test_registering_twice_is_harmless() -> None:
+    importlib.reload(dragoman)
+    assert type(AutoConfig.for_model("dragoman")).__name__ == "DragomanConfig"
