@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         source_mask = create_bidirectional_mask(
             self.config, x, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
         )
-        x = self.embedding(x, queries, "target")
+        x = self.embedding(x, queries, keys.shape[1], "target")
         rotary = None if self.rotary is None else self.rotary(queries, x.dtype)
         position_bias = None if self.position_bias is None else self.position_bias(queries, keys)
 

@@ -51,23 +51,24 @@ class InputEmbedding(nn.Module):
         self.norm = norm
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, what: str) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, columns: int, side: str) -> Tensor:
+        """``columns`` counts those of the cache too; ``side`` is for the error."""
         if self.positions is not None:
-            self._check(positions, what)
+            self._check(positions, columns, side)
             x = x + self.positions(positions).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
 
-    def _check(self, positions: Tensor, what: str) -> None:
+    def _check(self, positions: Tensor, columns: int, side: str) -> None:
         """Raises ValueError for a position that the table does not hold; by columns where a look would have to wait."""
         if torch.compiler.is_compiling():
             return
         on_cpu = positions.device.type == "cpu"
-        first, last = (int(p) for p in positions.aminmax()) if on_cpu else (0, positions.shape[1] - 1)
+        first, last = (int(p) for p in positions.aminmax()) if on_cpu else (0, columns - 1)
         if first < 0 or last >= self.max_length:
             raise ValueError(
-                f"A {what} position {last if first >= 0 else first} does not fit max_position_embeddings = "
+                f"A {side} position {last if first >= 0 else first} does not fit max_position_embeddings = "
                 f"{self.max_length}: truncate the sequence, or build the model with a larger max_position_embeddings "
                 "or position_encoding='rotary'."
             )

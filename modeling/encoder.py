@@ -102,7 +102,7 @@ class Encoder(nn.Module):
             )
         positions = positions_of(attention_mask, x.shape[1], x.device) if position_ids is None else position_ids
         mask = create_bidirectional_mask(self.config, x, attention_mask)
-        x = self.embedding(x, positions, "source")
+        x = self.embedding(x, positions, positions.shape[1], "source")
         rotary = None if self.rotary is None else self.rotary(positions, x.dtype)
         position_bias = None if self.position_bias is None else self.position_bias(positions, positions)
 

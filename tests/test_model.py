@@ -258,7 +258,7 @@ def test_dropouts_act_in_training_only() -> None:
         torch.manual_seed(0)
         assert relative_error(model.train()(**inputs).logits, plain) > 1e-2, field
     model, inputs = build(tiny(dropout=0.5)).train(), batch(tiny())
-    embedded = model.model.encoder.embedding(torch.ones(1, 400, 32), torch.arange(400)[None], "source")
+    embedded = model.model.encoder.embedding(torch.ones(1, 400, 32), torch.arange(400)[None], 400, "source")
     assert 0.4 < (embedded == 0).float().mean() < 0.6
 
 
