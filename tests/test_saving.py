@@ -113,11 +113,9 @@ def test_a_layer_on_disk(tmp_path: Path) -> None:
         config = tiny(position_encoding=scheme, relative_attention_per_layer=scheme == "relative")
         model, inputs = build(config), batch(config)
         model.save_pretrained(tmp_path / scheme)
-        places = {"model.encoder": "cpu", "model.decoder": "cpu", "lm_head": "cpu", "model.decoder.layers.1": "disk"}
-        for name, _ in model.model.decoder.named_children():
-            places[f"model.decoder.{name}"] = "cpu"
-        del places["model.decoder"], places["model.decoder.layers"]
-        places["model.decoder.layers.0"] = "cpu"
+        parts = [name for name, _ in model.model.decoder.named_children() if name != "layers"]
+        places = dict.fromkeys(["model.encoder", "lm_head", *(f"model.decoder.{part}" for part in parts)], "cpu")
+        places |= {"model.decoder.layers.0": "cpu", "model.decoder.layers.1": "disk"}
         loaded = AutoModelForSeq2SeqLM.from_pretrained(
             tmp_path / scheme, device_map=places, offload_folder=tmp_path / "off"
         )
