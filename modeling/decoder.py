@@ -23,6 +23,7 @@ from .building import (
     build_token_embedding,
 )
 from .initialization import mark_branch_outputs
+from .position_biases import BIASED_SCHEMES
 from .position_encodings import positions_of
 
 
@@ -197,7 +198,7 @@ class Decoder(nn.Module):
         columns = torch.arange(length, device=x.device) + past
         if position_ids is None:
             return keys[:, columns], keys
-        if self.config.position_encoding in ("alibi", "relative") and (isinstance(past, Tensor) or past > 0):
+        if self.config.position_encoding in BIASED_SCHEMES and (isinstance(past, Tensor) or past > 0):
             raise ValueError(
                 f"With position_encoding={self.config.position_encoding!r}, decoder_position_ids cannot continue a "
                 "cache, which does not keep the positions of its keys: pass decoder_attention_mask instead."

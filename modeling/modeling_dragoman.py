@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .attention import LayerSelection
+from .attention import TAKE_A_BIAS, LayerSelection
 from .decoder import Decoder
 from .embeddings import check_ids
 from .encoder import Encoder
@@ -18,6 +18,7 @@ from .generation_dragoman import DragomanGenerationMixin
 from .initialization import initialize
 from .loss import IGNORE_INDEX, token_cross_entropy
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
+from .position_biases import BIASED_SCHEMES
 from .vocabulary_resizing import VocabularyResizingMixin
 
 
@@ -37,12 +38,18 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
 
     def __init__(self, config: DragomanConfig) -> None:
         config.validate()  # it may have been changed since it was made
+        implementation = config._attn_implementation or ""
+        if config.position_encoding in BIASED_SCHEMES and "flash" in implementation:
+            raise ValueError(
+                f"position_encoding={config.position_encoding!r} adds a bias to the scores, which {implementation} "
+                f"cannot take: choose one of {', '.join(TAKE_A_BIAS)}, or position_encoding='rotary'."
+            )
         super().__init__(config)
 
     @property
     def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         """Flash attention takes no bias: it would drop one without a word."""
-        return self.config.position_encoding not in ("alibi", "relative")
+        return self.config.position_encoding not in BIASED_SCHEMES
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+BIASED_SCHEMES = ("alibi", "relative")  # of config.position_encoding
+
 
 class AlibiBias(nn.Module):
     """``−mₕ · |p − q|``: attention fades with distance, at a fixed rate per head.

@@ -330,7 +330,7 @@ class TestClearErrors:
 
     def test_flash_attention_with_a_bias(self) -> None:
         for scheme in ("alibi", "relative"):
-            with pytest.raises(ValueError, match="does not support Flash Attention"):
+            with pytest.raises(ValueError, match="adds a bias to the scores, which flash_attention_2 cannot"):
                 DragomanForConditionalGeneration._from_config(
                     tiny(position_encoding=scheme), attn_implementation="flash_attention_2"
                 )

@@ -54,7 +54,10 @@ def test_interrupting_keeps_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "interrupted"
     options = ["--minutes", "5", "--max_eval_words", "5", "--output_dir", str(folder)]
     with subprocess.Popen(
-        [sys.executable, SCRIPT, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, SCRIPT, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert process.stderr is not None
         seen = b""

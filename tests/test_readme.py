@@ -12,8 +12,11 @@ from support import ROOT
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_snippets_run(tmp_path: Path) -> None:
@@ -32,7 +35,9 @@ def test_installation_is_what_ci_runs() -> None:
 
 
 def test_examples_take_the_options_shown() -> None:
-    commands = [line for block in blocks("bash") for line in re.split(r"\n|&&", block) if "examples/" in line]
+    commands = [
+        line for block in blocks("bash", README + RESULTS) for line in re.split(r"\n|&&", block) if "examples/" in line
+    ]
     assert {command.split()[1] for command in commands} == {"examples/pronounce.py", "examples/train_seq2seq.py"}
     for script in ("examples/pronounce.py", "examples/train_seq2seq.py"):
         usage = subprocess.run(

@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
 
 import dragoman
+import wall_clock
 from support import ROOT, data_folder
 
 PAIRS = [("Hallo", "HALLO"), ("zwei  Worte", "ZWEI  WORTE"), ('ein "Zitat", ja', 'EIN "ZITAT", JA'), ("ß ü", "ẞ Ü")]
@@ -27,10 +27,8 @@ TINY = ["--preset", "tiny", "--algorithm", "char", "--byte_fallback", "false", "
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    yield importlib.import_module("train_seq2seq")
-    sys.path.remove(str(ROOT / "examples"))
+def script() -> ModuleType:
+    return importlib.import_module("train_seq2seq")
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +247,7 @@ def test_training_stops_in_time_and_the_learning_rate_reaches_its_end(
     warmup: str, peak: int, script: ModuleType, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(1000))  # every look at the clock finds it a second later
-    monkeypatch.setattr(script, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(wall_clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     run = ["--do_train", "--num_train_epochs", "500", "--max_minutes", "0.5", "--warmup_steps", warmup]
     trainer = script.main([*TINY, *files, *run, "--logging_steps", "1", "--output_dir", str(tmp_path / "out")])
     assert trainer.state.global_step == 30
