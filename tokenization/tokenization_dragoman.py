@@ -2,10 +2,10 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import BatchEncoding
@@ -31,7 +31,6 @@ class DragomanTokenizer(LanguageTagging):
     """
 
     vocab_files_names = VOCABULARY_FILES
-    export_code: ClassVar[Callable[..., None] | None] = None
 
     def __init__(
         self,
