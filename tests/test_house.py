@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import statistics
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ TIERS = [
     ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing"],
     ["modeling_dragoman"],
 ]
-THIRD_PARTY = {"torch", "transformers", "tokenizers", "huggingface_hub"}
+ALLOWED = {"torch", "transformers", "tokenizers", "huggingface_hub"} | sys.stdlib_module_names
 
 
 def imports(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
@@ -55,11 +56,11 @@ def test_travelling_imports(path: Path) -> None:
         where = f"{path.name}:{node.lineno}"
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
-            assert all(module.split(".")[0] in THIRD_PARTY | set(STDLIB) for module in modules), where
+            assert all(module.split(".")[0] in ALLOWED for module in modules), where
             continue
         assert node.module, f"{where}: import names from a concrete module"
         if node.level == 0:
-            assert node.module.split(".")[0] in THIRD_PARTY | set(STDLIB), f"{where}: {node.module}"
+            assert node.module.split(".")[0] in ALLOWED, f"{where}: {node.module}"
             if wing == "configuration":
                 assert "torch" not in node.module, where
             continue
@@ -78,9 +79,6 @@ def test_travelling_imports(path: Path) -> None:
     # transformers finds relative imports by a regular expression, in docstrings too
     for line in ast.get_docstring(ast.parse(path.read_text("utf-8")), clean=False).splitlines():  # type: ignore[union-attr]
         assert not re.match(r"\s*(from\s+\.|import\s+\.)", line)
-
-
-STDLIB = frozenset(__import__("sys").stdlib_module_names)
 
 
 def test_file_names_are_unique() -> None:
