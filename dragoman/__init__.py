@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModel
 from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
-from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
+from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
+from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 
 __version__ = VERSION

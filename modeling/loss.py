@@ -1,10 +1,42 @@
-"""The one loss of the project: the mean over the real target tokens of a whole optimisation step."""
+"""The one loss of the project: the mean over the real target tokens of a whole optimisation step.
+
+N rows (tokens of the batch), C model size, V vocabulary.
+"""
+
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
+LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in fp32, whatever the vocabulary
+
+
+def head_cross_entropy(
+    states: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """:func:`token_cross_entropy` of ``scale · head(states)`` without its (B, T, V) logits.
+
+    States (B, T, C), labels (B, T). Logits exist for a few rows at a time, in fp32 at least whatever the dtype of the
+    weights, and leave only gradients behind (Wijmans et al. 2024, arXiv:2411.09009, split the vocabulary instead).
+    A head that is more than a matrix and a bias is asked for all its logits at once.
+    """
+    if not is_plain_linear(head):
+        return token_cross_entropy(head(states) * scale, labels, num_items_in_batch, label_smoothing)
+    rows, targets, weight, bias = states.flatten(0, -2), labels.to(states.device).flatten(), head.weight, head.bias
+    device, narrow = rows.device.type, torch.promote_types(rows.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device):
+        narrow = torch.get_autocast_dtype(device)
+    needs_gradient = tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in (rows, weight, bias))
+    with torch.autocast(device, enabled=False):
+        total = _ChunkedCrossEntropy.apply(rows, weight, bias, targets, label_smoothing, scale, narrow, needs_gradient)
+    return _mean(total, targets, num_items_in_batch)
 
 
 def token_cross_entropy(
@@ -17,7 +49,105 @@ def token_cross_entropy(
     ε evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567).
     """
     labels = labels.to(logits.device).flatten()
-    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (B·T, V)
+    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (N, V)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="sum")
+    return _mean(total, labels, num_items_in_batch)
+
+
+def _mean(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)  # nothing to learn: 0, not NaN
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether calling ``head`` is no more than its weight and bias say: no adapter, quantisation, hook or sharding."""
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
+    )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of ``scale · (x Wᵀ + b)``; its gradients are taken while a chunk's logits are there.
+
+    The gradient of a row's logits is ``p − (1−ε) · onehot(label) − ε/V``. Sums over rows are kept in fp32 at least.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,  # (N, C)
+        weight: Tensor,  # (V, C)
+        bias: Tensor | None,  # (V)
+        labels: Tensor,  # (N)
+        smoothing: float,
+        scale: float,
+        narrow: torch.dtype,  # of the factors of a product
+        needs_gradient: tuple[bool, bool, bool],  # of rows, weight and bias
+    ) -> Tensor:
+        real = labels != IGNORE_INDEX
+        kept: Tensor | slice = slice(None) if torch.compiler.is_compiling() else real  # a graph cannot look
+        wide = torch.promote_types(narrow, torch.float32)
+        x, w, real, labels = rows[kept].to(narrow), weight.to(narrow), real[kept], labels[kept]
+        w_wide = w if w.is_cuda else w.to(wide)
+        total = rows.new_zeros((), dtype=wide)
+        row_gradients = []
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if needs_gradient[1] else None
+        bias_gradient = None if bias is None or not needs_gradient[2] else torch.zeros_like(bias, dtype=wide)
+        size = max(1, LOGITS_AT_ONCE // len(weight))
+        for part, counts, targets in zip(x.split(size), real.split(size), labels.split(size), strict=True):
+            logits = _wide_product(part, w_wide.T, wide)  # (n, V)
+            if bias is not None:
+                logits += bias
+            log_probs = F.log_softmax(logits.mul_(scale), dim=-1)
+            del logits
+            targets = targets.masked_fill(~counts, 0)[:, None]
+            losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
+            if smoothing:
+                losses -= smoothing * log_probs.mean(-1)
+            total += losses.masked_fill(~counts, 0.0).sum()
+            if not any(needs_gradient):
+                continue
+            gradient = log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1))
+            if smoothing:
+                gradient -= smoothing / len(weight)
+            gradient = gradient.mul_(scale * counts[:, None]).to(narrow)  # (n, V)
+            if needs_gradient[0]:
+                row_gradients.append(gradient @ w)
+            if weight_gradient is not None:
+                _add_product(weight_gradient, gradient.T, part)
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0, dtype=wide)
+        row_gradient = None
+        if needs_gradient[0]:
+            row_gradient = torch.zeros_like(rows, dtype=wide)
+            if row_gradients:
+                row_gradient[kept] = torch.cat(row_gradients).to(wide)
+        ctx.save_for_backward(row_gradient, weight_gradient, bias_gradient)
+        ctx.dtypes = rows.dtype, weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if found is None else (found * gradient).to(dtype)
+            for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, in one pass over ``total`` where the dtypes allow."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _wide_product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
+    """``a @ b``, accumulated and returned in ``wide``."""
+    if a.is_cuda and a.dtype != wide:
+        return torch.mm(a, b, out_dtype=wide)
+    return a.to(wide) @ b

@@ -1,4 +1,4 @@
-"""The models: encoder and decoder wired together, and their heads."""
+"""Encoder and decoder wired together, and the encoder alone: the models without a head."""
 
 from typing import Any
 
@@ -6,18 +6,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import TAKE_A_BIAS, LayerSelection
 from .decoder import Decoder
-from .embeddings import check_ids
 from .encoder import Encoder
-from .generation_dragoman import DragomanGenerationMixin
 from .initialization import initialize
-from .loss import IGNORE_INDEX, token_cross_entropy
-from .padding import mask_of_left_padding, mask_of_padding, shift_right
+from .padding import mask_of_left_padding, mask_of_padding
 from .position_biases import BIASED_SCHEMES
 from .vocabulary_resizing import VocabularyResizingMixin
 
@@ -165,83 +162,3 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
         return self.encoder(*arguments, return_dict=True)
-
-
-class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerationMixin):
-    """The Transformer with a head over the target vocabulary: ``logits = scale · W h + b``."""
-
-    def __init__(self, config: DragomanConfig) -> None:
-        super().__init__(config)
-        self.model = DragomanModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
-        self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
-        if config.tie_word_embeddings:
-            owner = "encoder" if config.share_embeddings else "decoder"
-            self._tied_weights_keys = {"lm_head.weight": f"model.{owner}.embed_tokens.weight"}
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        return shift_right(labels, self.config)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: Any = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        use_cache: bool | None = None,
-        output_attentions: LayerSelection = None,
-        output_hidden_states: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-    ) -> Seq2SeqLMOutput:
-        """Logits (B, T, V), and the loss where labels (B, T) are given; labels alone make the decoder's input.
-
-        ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
-        """
-        if labels is not None:
-            if not isinstance(logits_to_keep, int) or logits_to_keep:
-                raise ValueError("labels need the logits of every position: leave logits_to_keep out.")
-            check_ids(labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size, "Label")
-            use_cache = False if use_cache is None else use_cache
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = shift_right(labels, self.config)
-        outputs = self.model(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            position_ids,
-            decoder_position_ids,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
-        )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept]) * self.config.logits_scale  # (B, T, V)
-        loss = None
-        if labels is not None:
-            smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = token_cross_entropy(logits, labels, num_items_in_batch, smoothing)
-        return Seq2SeqLMOutput(
-            loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
-        )

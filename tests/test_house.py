@@ -29,6 +29,7 @@ TIERS = [
     ["building", "initialization"],
     ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing"],
     ["modeling_dragoman"],
+    ["modeling_conditional_generation"],
 ]
 ALLOWED = {"torch", "transformers", "tokenizers", "huggingface_hub"} | sys.stdlib_module_names
 

@@ -210,6 +210,26 @@ def test_logits_to_keep() -> None:
     assert isinstance(model(**inputs, return_dict=False), tuple)
 
 
+def test_logits_where_they_are_wanted() -> None:
+    model, inputs = build(tiny(label_smoothing=0.1, logits_scale=0.4, logits_bias=True)), batch(tiny())
+    without_labels = {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(inputs["labels"])}
+    del without_labels["labels"]
+    expected = model(**without_labels).logits
+    for train in (False, True):
+        model.train(train)
+        losses = []
+        for asked, given in ((None, not train), (False, False), (True, True)):
+            outputs = model(**inputs, return_logits=asked)
+            losses.append(outputs.loss)
+            assert (outputs.logits is not None) == given
+            if given:
+                torch.testing.assert_close(outputs.logits, expected)
+        torch.testing.assert_close(losses[1], losses[0])
+        torch.testing.assert_close(losses[2], losses[0])
+        torch.testing.assert_close(model(**without_labels).logits, expected)  # the Trainer took the labels away
+        assert model(**without_labels, return_logits=False).logits is None
+
+
 @pytest.mark.parametrize("field", [{"logits_bias": True}, {"logits_scale": 0.3}, {"attention_scale": 1.0}])
 def test_scales_and_bias_are_honoured(field: dict[str, Any]) -> None:
     model, inputs = build(tiny(**field)).double(), batch(tiny())
@@ -256,7 +276,7 @@ def test_dropouts_act_in_training_only() -> None:
         plain = build(tiny())(**inputs).logits
         torch.testing.assert_close(model(**inputs).logits, plain, rtol=0, atol=0)
         torch.manual_seed(0)
-        assert relative_error(model.train()(**inputs).logits, plain) > 1e-2, field
+        assert relative_error(model.train()(**inputs, return_logits=True).logits, plain) > 1e-2, field
     model, inputs = build(tiny(dropout=0.5)).train(), batch(tiny())
     embedded = model.model.encoder.embedding(torch.ones(1, 400, 32), torch.arange(400)[None], 400, "source")
     assert 0.4 < (embedded == 0).float().mean() < 0.6

@@ -152,9 +152,10 @@ def test_compiled_by_the_trainer(tokenizer: DragomanTokenizer, tmp_path: Path) -
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("scheme", ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"])
-def test_the_training_step_is_one_graph(scheme: str) -> None:
-    model, inputs = build(tiny(position_encoding=scheme)), batch(tiny())
+def test_the_training_step_is_one_graph(scheme: str, train: bool) -> None:
+    model, inputs = build(tiny(position_encoding=scheme, logits_bias=True)).train(train), batch(tiny())
     expected = gradients(model, **inputs)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     model.zero_grad(set_to_none=True)
