@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..configuration.configuration_dragoman import DragomanConfig
@@ -14,8 +15,9 @@ from .padding import mask_of_left_padding, mask_of_padding
 class DragomanGenerationMixin(GenerationMixin):
     """Greedy, sampling, beams, static cache, assisted and prompt lookup, as documented by transformers.
 
-    Three things differ. ``encoder_outputs`` of the caller are left as they were (beam search would enlarge them in
-    place); padding is masked even where no mask was given; what transformers cannot do for an encoder-decoder raises.
+    Four things differ. ``encoder_outputs`` of the caller are left as they were (beam search would enlarge them in
+    place); padding is masked even where no mask was given; keys and values of the source are not moved from beam to
+    beam; what transformers cannot do for an encoder-decoder raises.
     """
 
     config: DragomanConfig
@@ -39,6 +41,12 @@ class DragomanGenerationMixin(GenerationMixin):
                 kwargs["decoder_input_ids"] = prefix[:, begins:]
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
+        # transformers' hook, private in name only: beam search calls it where a model has it. The beams of a source see
+        # the same source, so only what they wrote differs; without the hook both halves would be copied every step.
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
 
     def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
         # generate_batch() comes through here too

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
@@ -72,6 +73,32 @@ def test_caches_and_padding(scheme: str, mode: dict[str, Any], cache: str) -> No
         alone = generate(model, {"input_ids": row[None]}, **mode)[0].tolist()
         assert alone == ids[: len(alone)]
         assert set(ids[len(alone) :]) <= {0, 2}  # beam search fills up with the end token where padding is 0
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_beams_leave_the_source_where_it_is(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same beams as when both halves of the cache are reordered, and one half is not."""
+    model, inputs = model_and_source()
+    mode = {"num_beams": 4, "cache_implementation": cache, "return_dict_in_generate": True, "output_scores": True}
+    reordered: list[str] = []
+    reorder = type(model)._reorder_cache
+
+    def spy(self: Any, caches: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
+        before = [layer.keys.data_ptr() for layer in caches.cross_attention_cache.layers]
+        moved = bool((beam_idx != torch.arange(len(beam_idx))).any())
+        reorder(self, caches, beam_idx)
+        assert [layer.keys.data_ptr() for layer in caches.cross_attention_cache.layers] == before
+        reordered.append("moved" if moved else "stayed")
+        return caches
+
+    monkeypatch.setattr(type(model), "_reorder_cache", spy)
+    found = generate(model, inputs, **mode)
+    assert reordered.count("moved") > 2
+    monkeypatch.delattr(DragomanGenerationMixin, "_reorder_cache")
+    monkeypatch.delattr(type(model), "_reorder_cache")
+    expected = generate(model, inputs, **mode)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
 
 
 def test_the_source_matters() -> None:
