@@ -11,6 +11,7 @@ from .configuration.configuration_dragoman import VERSION, DragomanConfig
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .tokenization.tokenization_dragoman import DragomanTokenizer
+from .trainer import DragomanTrainer
 
 __version__ = VERSION
 
@@ -28,6 +29,7 @@ __all__ = [
     "DragomanForConditionalGeneration",
     "DragomanModel",
     "DragomanTokenizer",
+    "DragomanTrainer",
     "__version__",
     "presets",
 ]

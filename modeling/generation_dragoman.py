@@ -3,7 +3,7 @@
 import copy
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -42,7 +42,7 @@ class DragomanGenerationMixin(GenerationMixin):
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
-    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: LongTensor) -> EncoderDecoderCache:
         # transformers' hook, private in name only: beam search calls it where a model has it. The beams of a source see
         # the same source, so only what they wrote differs; without the hook both halves would be copied every step.
         past_key_values.self_attention_cache.reorder_cache(beam_idx)

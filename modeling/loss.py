@@ -3,7 +3,7 @@
 N rows (tokens of the batch), C model size, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def head_cross_entropy(
     """
     if not is_plain_linear(head):
         return token_cross_entropy(head(states) * scale, labels, num_items_in_batch, label_smoothing)
-    rows, targets, weight, bias = states.flatten(0, -2), labels.to(states.device).flatten(), head.weight, head.bias
+    weight, bias = cast(nn.Linear, head).weight, cast(nn.Linear, head).bias
+    rows, targets = states.flatten(0, -2), labels.to(states.device).flatten()
     device, narrow = rows.device.type, torch.promote_types(rows.dtype, weight.dtype)
     if torch.is_autocast_enabled(device):
         narrow = torch.get_autocast_dtype(device)

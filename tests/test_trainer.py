@@ -1,5 +1,6 @@
 """Stock tools, unmodified: Seq2SeqTrainer, the collator, accelerate, peft, torch.compile."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,10 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 from transformers.utils.generic import find_labels
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, DragomanTrainer
 from support import batch, build, gradients, relative_error, tiny
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -35,6 +43,7 @@ def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arg
         torch.manual_seed(0)
         model = DragomanForConditionalGeneration(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1)))
     collator = arguments.pop("collator", None) or DataCollatorForSeq2Seq(tokenizer, model=model)
+    trainer_class, metrics = arguments.pop("trainer_class", Seq2SeqTrainer), arguments.pop("compute_metrics", None)
     defaults = {
         "per_device_train_batch_size": 8,
         "learning_rate": 3e-3,
@@ -45,13 +54,14 @@ def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arg
         "dataloader_pin_memory": False,
         "save_strategy": "no",
     }
-    return Seq2SeqTrainer(
+    return trainer_class(
         model=model,
         args=Seq2SeqTrainingArguments(output_dir=str(folder), **{**defaults, **arguments}),
         data_collator=collator,
         train_dataset=rows(tokenizer),
         eval_dataset=rows(tokenizer, 11),
         processing_class=tokenizer,
+        compute_metrics=metrics,
     )
 
 
@@ -86,6 +96,80 @@ def test_evaluation_and_prediction(tokenizer: DragomanTokenizer, tmp_path: Path)
     output = run.predict(run.eval_dataset)
     assert output.predictions.shape[::2] == (11, run.model.config.vocab_size)  # logits alone, no states gathered
     assert find_labels(type(run.model)) == ["labels"]
+
+
+def likelihood(model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer) -> float:
+    """Mean −log p of the evaluation set's target tokens, one row at a time."""
+    total, tokens = 0.0, 0
+    for row in rows(tokenizer, 11):
+        loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+        total, tokens = total + loss.item() * len(row["labels"]), tokens + len(row["labels"])
+    return total / tokens
+
+
+EVALUATIONS = [{}, {"label_smoothing_factor": 0.2}, {"predict_with_generate": True}]
+
+
+@pytest.mark.parametrize("arguments", EVALUATIONS, ids=lambda a: next(iter(a), "plain"))
+def test_evaluation_is_exact(arguments: dict[str, Any], tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    """For every batch size, without logits; the stock trainer's moves with it."""
+    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(label_smoothing=0.1)))
+    model.generation_config.max_length = 9
+    expected, asked, stock = likelihood(model, tokenizer), [], set()
+    model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs.get("return_logits")), with_kwargs=True)
+    if "predict_with_generate" in arguments:
+        arguments = {**arguments, "compute_metrics": lambda p: {"columns": p.predictions.shape[1]}}
+    for size in (1, 3, 4, 16):
+        sized = {**arguments, "per_device_eval_batch_size": size}
+        asked.clear()
+        run = trainer(tokenizer, tmp_path, model, trainer_class=DragomanTrainer, **sized)
+        metrics = run.evaluate(metric_key_prefix="valid")
+        assert metrics["valid_loss"] == pytest.approx(expected, rel=1e-6)
+        assert metrics.get("valid_columns") == (9 if "predict_with_generate" in arguments else None)
+        assert asked.count(False) == -(-11 // size)
+        assert run.label_smoother is None or "label_smoothing_factor" in arguments
+        stock.add(round(trainer(tokenizer, tmp_path, model, **sized).evaluate()["eval_loss"] / expected, 3))
+    assert len(stock) > 1
+
+
+def test_evaluation_gives_metrics_their_logits(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+    seen: list[Any] = []
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction)
+        return {"one": 1.0}
+
+    common = {"trainer_class": DragomanTrainer, "per_device_eval_batch_size": 4}
+    run = trainer(tokenizer, tmp_path, model, compute_metrics=metrics, **common)
+    found = run.evaluate()
+    assert found["eval_one"] == 1.0
+    assert found["eval_loss"] == pytest.approx(likelihood(model, tokenizer), rel=1e-6)
+    row = rows(tokenizer, 11)[2]
+    logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0]
+    np.testing.assert_allclose(seen[0].predictions[2, : len(logits)], logits.detach(), rtol=1e-3, atol=1e-4)
+    assert run.predict(run.eval_dataset).predictions.shape[::2] == (11, model.config.vocab_size)
+    without_labels = [{k: v for k, v in r.items() if k != "labels"} for r in rows(tokenizer, 4)]
+    run.args.predict_with_generate = True
+    model.generation_config.max_length = 7
+    assert run.predict(without_labels).predictions.shape == (4, 7)
+
+
+def test_training_is_the_stock_trainers(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    """In any encoder-decoder; also with an evaluation in the middle."""
+    bart = BartConfig(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16)
+    bart.update({"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2})
+    for config in (bart, DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1))):
+        found = []
+        for trainer_class in (Seq2SeqTrainer, DragomanTrainer):
+            torch.manual_seed(0)
+            model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config))  # the Trainer changes it
+            evaluating = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3}
+            run = trainer(tokenizer, tmp_path, model, trainer_class=trainer_class, max_steps=5, **evaluating)
+            run.train()
+            found.append((logged(run, "loss"), logged(run, "grad_norm")))
+            assert len(logged(run, "eval_loss")) == 3  # the last step too
+        assert found[0] == found[1]
 
 
 def test_trainers_label_smoothing_equals_ours(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
@@ -177,8 +261,11 @@ size = 16 // int(sys.argv[3])
 run = trainer(tokenizer, sys.argv[2], model, per_device_train_batch_size=size, max_steps=3, use_cpu=True,
               train_sampling_strategy="sequential")
 run.train()
+exact = trainer(tokenizer, sys.argv[2], model, trainer_class=DragomanTrainer, per_device_eval_batch_size=4,
+                use_cpu=True)
+evaluated = exact.evaluate()["eval_loss"]
 if run.is_world_process_zero():
-    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"))
+    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated] * 3)
 """
 
 
