@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .position_encodings import apply_rotary
@@ -45,13 +46,14 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """The reference. Query (B, H, T, D), key and value (B, K, S, D) → output (B, T, H, D), weights (B, H, T, S).
 
-    The softmax is taken in fp32 at least.
+    Scores and softmax are taken in fp32 at least, as SDPA does: half-precision scores, once large, are all alike.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, D)
-    scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    precise = torch.promote_types(query.dtype, torch.float32)
+    with maybe_autocast(query.device.type, enabled=False):
+        scores = query.to(precise) @ key.to(precise).transpose(2, 3) * scaling  # (B, H, T, S)
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:

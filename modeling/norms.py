@@ -1,4 +1,7 @@
-"""Normalisation over channels. Statistics are taken in fp32 whatever the dtype of the input."""
+"""Normalisation over channels. Statistics are taken in fp32 whatever the dtype of the input.
+
+One exception is torch's: its CPU kernel of the layer norm keeps mean and deviation for the gradient in that dtype.
+"""
 
 import torch
 from torch import Tensor, nn

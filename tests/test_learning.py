@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from copy_task import VOCABULARY, exact_match, sequences
 from dragoman import DragomanForConditionalGeneration, presets
-
-
-def sequences(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random rows of 3 to 8 tokens out of 12, ended by 2 and padded with 0; and the lengths."""
-    lengths = torch.randint(3, 9, (count,), generator=generator)
-    ids = torch.randint(3, 15, (count, 9), generator=generator)
-    columns = torch.arange(9)
-    ids[columns > lengths[:, None]] = 0
-    return ids.scatter(1, lengths[:, None], 2), lengths
 
 
 def reverse(ids: Tensor, lengths: Tensor) -> Tensor:
@@ -30,7 +22,7 @@ def test_learns(task: str, preset: str) -> None:
     sizes = {"hidden_size": 64, "encoder_intermediate_size": 128, "decoder_intermediate_size": 128}
     layers = {"encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2}
     heads = {"encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4}
-    config = presets.PRESETS[preset](vocab_size=15, dropout=0.0, **sizes, **layers, **heads)
+    config = presets.PRESETS[preset](vocab_size=VOCABULARY, dropout=0.0, **sizes, **layers, **heads)
     model = DragomanForConditionalGeneration(config).train()
     steps = 500
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
@@ -44,7 +36,5 @@ def test_learns(task: str, preset: str) -> None:
         optimizer.zero_grad()
     ids, lengths = sequences(500, generator)
     target = ids if task == "copy" else reverse(ids, lengths)
-    written = model.eval().generate(ids, max_new_tokens=9)[:, 1:]
-    written = torch.nn.functional.pad(written, (0, 9 - written.shape[1]))
-    exact = (written == target).all(1).float().mean()
+    exact = exact_match(model, ids, target)
     assert exact >= 0.99, f"{task}: {exact:.1%} exact"
