@@ -1,6 +1,7 @@
 """The loss against PyTorch's own on all logits at once; and that it never holds them."""
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_pt_utils import LabelSmoother
 
 from support import relative_error
+from training_loss import peak_growth_elsewhere
 
 B, T, C, V = 3, 7, 8, 53
 
@@ -193,3 +195,11 @@ def test_compiled_is_the_same(smoothing: float) -> None:
     torch.testing.assert_close(found, loss_of(states))
     torch.testing.assert_close(torch.autograd.grad(found, tensors(states, head)), expected)
     torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_memory_is_flat_in_the_vocabulary() -> None:
+    """By the benchmark: a process each, peak of one forward and backward."""
+    peaks = {name: peak_growth_elsewhere(name, 64_000) for name in ("plain", "chunked")}
+    assert peaks["chunked"] < 0.15 * peaks["plain"], peaks

@@ -1,6 +1,6 @@
 """Memory and speed of the training loss, against the plain one: ``cross_entropy(linear(states), labels)``.
 
-    python benchmarks/loss.py
+    python benchmarks/training_loss.py
 
 One forward and backward of head and loss alone. Memory: what the process's peak grows by, a process each. Speed: both
 in one process, in turn, medians. Prints a table in Markdown. Linux only.
