@@ -1,0 +1,55 @@
+"""``python -m dragoman``: the command line, one function a command."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Dragoman on the command line.", no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def face() -> None:
+    """A command has a name, even while there is only one."""
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A preset, an encoder-decoder class of transformers, or a folder.")],
+    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,  # the rest of --only 1 6 8
+    only: Annotated[list[int] | None, typer.Option(help="Lines to check, by number: --only 1 6 8.")] = None,
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration.")
+    ] = None,
+) -> None:
+    """Check the invariants that an encoder-decoder must hold. Exits with 1 if one does not."""
+    from transformers.utils import logging
+
+    from .checking import check as check_lines
+    from .checking.reports import print_verdicts
+
+    if more and not only:
+        raise typer.BadParameter(f"{' '.join(map(str, more))}: to pick lines, say --only {' '.join(map(str, more))}.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    overrides = dict(map(parse_field, fields or []))
+    try:
+        verdicts = check_lines(model, [*only, *(more or [])] if only else None, overrides)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(print_verdicts(model, verdicts))
+
+
+def parse_field(text: str) -> tuple[str, Any]:
+    """``name=value``: the value as JSON where it is some, as text otherwise."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"--set {text}: expected field=value.")
+    try:
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+    except json.JSONDecodeError:
+        return name, value
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m dragoman")

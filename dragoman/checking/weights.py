@@ -1,0 +1,40 @@
+"""Weights under which nothing passes by being uniform: attention far from even, logits of ordinary size."""
+
+import re
+
+import torch
+from torch import nn
+
+TABLE = 0.3  # standard deviation of token and position vectors
+SHARPNESS = 2**0.5  # scores of standard deviation 2: far from even, and no sharper, for rounding grows with it
+JITTER = 0.3  # added to norms, biases and whatever else is one number a channel
+QUERY_OR_KEY = re.compile(r"(^|\.)(to_)?(q|k|query|key)(_proj)?\.weight$")
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, seed: int = 0) -> None:
+    """Draw every trained parameter: matrices with standard deviation ``1/√fan_in``, queries and keys √2 times that.
+
+    Sinusoidal tables, which are parameters in some models, are not trained and stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # T5 and its descendants do not divide scores by √d: their queries carry the factor.
+    unscaled = getattr(getattr(model, "config", None), "d_kv", None)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            parameter.add_(JITTER * noise)
+            continue
+        std = parameter[0].numel() ** -0.5
+        if parameter.dim() == 2 and "bias" in name:  # a number a head and a distance
+            std = 1.0
+        elif id(parameter) in tables:
+            std = TABLE
+        elif QUERY_OR_KEY.search(name):
+            std *= SHARPNESS
+            if unscaled and name.endswith(".q.weight"):
+                std *= unscaled**-0.5
+        parameter.copy_(std * noise)
