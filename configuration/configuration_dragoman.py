@@ -2,7 +2,10 @@
 
 # No `from __future__ import annotations` here: strict dataclasses check real types, and skip strings.
 import difflib
+import os
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -52,6 +55,14 @@ class DragomanConfig(PreTrainedConfig):
         "encoder_ffn_dim": "encoder_intermediate_size",
         "decoder_ffn_dim": "decoder_intermediate_size",
     }
+    # What the Auto classes find in a folder that carries this code: config.json's auto_map.
+    entry_points: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_dragoman.DragomanConfig",
+        "AutoModel": "modeling_dragoman.DragomanModel",
+        "AutoModelForTextEncoding": "modeling_dragoman.DragomanEncoderModel",
+        "AutoModelForSeq2SeqLM": "modeling_dragoman.DragomanForConditionalGeneration",
+    }
+    export_code: ClassVar[Callable[..., Any] | None] = None  # set by `import dragoman`
     is_encoder_decoder: bool = True
     use_cache: bool = True
 
@@ -160,6 +171,16 @@ class DragomanConfig(PreTrainedConfig):
                     hint = "It belongs into rope_parameters."
             raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
         return kwargs
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """With the plugin imported, write the code that loads the folder without it, too."""
+        auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
+        vars(self).pop("auto_map", None)  # of the folder that it was loaded from
+        if auto_map is not None:
+            self.auto_map = dict(auto_map)
+        super().save_pretrained(save_directory, **kwargs)
+        if push_to_hub:  # transformers would push what changes from here on, without the code
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     def validate_architecture(self) -> None:
         check_architecture(self)

@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
-from transformers import BatchEncoding, TokenizersBackend
+from transformers import BatchEncoding
 from transformers.utils.generic import PaddingStrategy
 
+from .code_sharing import CodeSharing
 from .tokenizer_training import language_tag, sequence_template
 
 ENCODING_OPTIONS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
 
 
-class LanguageTagging(TokenizersBackend):
+class LanguageTagging(CodeSharing):
     """Source rows `<2de> x … </s>` where `languages` are known, else `x … </s>`; targets never carry a tag."""
 
     _tokenizer: Tokenizer
