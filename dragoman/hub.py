@@ -1,8 +1,8 @@
 """One folder that anyone can load: code beside every checkpoint, written when it is saved.
 
 ``import dragoman`` sets ``export_code`` on the travelling classes, whose ``save_pretrained`` calls it; running as code
-from a folder they have none, and transformers copies the files on. ``DRAGOMAN_EXPORT_CODE=0`` in the environment leaves
-code and ``auto_map`` out: such a folder loads with the plugin only.
+from a folder they have none, and transformers copies the files on. With ``DRAGOMAN_EXPORT_CODE=0`` in the environment
+no code is written, and ``auto_map`` holds a note instead: such a folder loads with the plugin only.
 """
 
 import json
@@ -18,6 +18,9 @@ from .flattening import HEADER, entry_modules, flat_copies
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 
 SETTING = "DRAGOMAN_EXPORT_CODE"
+# Stands where transformers looks for the repository of the code. Its errors show it; it is no name that a repository
+# can have. Without it, AutoTokenizer would quietly take a class of its own that knows neither languages nor targets.
+NOTE = "pip install dragoman; import dragoman; leave trust_remote_code out"
 # The files that transformers reads an auto_map from; the field that tells whose file it is; the classes by its value.
 OWNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "config.json": ("model_type", {DragomanConfig.model_type: DragomanConfig}),
@@ -40,8 +43,8 @@ def is_enabled() -> bool:
     return value == "1"
 
 
-def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-    """Write the code that ``saved`` needs; return its ``auto_map``, or None where the setting asks for no code.
+def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Write the code that ``saved`` needs, unless the setting asks for none; return its ``auto_map``.
 
     The other files in the folder keep the code that they need, of this version too; copies that nothing needs go.
 
@@ -50,12 +53,12 @@ def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    auto_map = saved.entry_points if is_enabled() else None
-    needed = {} if auto_map is None else dict(flat_copies(entry_modules(auto_map)))
+    enabled = is_enabled()
+    needed = dict(flat_copies(entry_modules(saved.entry_points))) if enabled else {}
     own = "config.json" if isinstance(saved, PreTrainedConfig) else "tokenizer_config.json"
     for name in OWNERS.keys() - {own}:  # the other one
         owner, fields = owner_of(folder / name)
-        if owner is not None and "auto_map" in fields:
+        if owner is not None and relies_on_code(fields):
             needed |= flat_copies(entry_modules(owner.entry_points))
     for name in needed:
         if (folder / name).exists() and not is_copy(folder / name):
@@ -70,7 +73,18 @@ def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]
     for path in folder.glob("*.py"):
         if path.name not in needed and is_copy(path):
             path.unlink()
-    return auto_map
+    return saved.entry_points if enabled else notes(saved.entry_points)
+
+
+def notes(entry_points: Mapping[str, Any]) -> dict[str, Any]:
+    """An ``auto_map`` for a folder without code."""
+    note = f"{NOTE}--no.Code"
+    return {auto: note if isinstance(reference, str) else [note, None] for auto, reference in entry_points.items()}
+
+
+def relies_on_code(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields of a metadata file ask for code."""
+    return "auto_map" in fields and NOTE not in str(fields["auto_map"])
 
 
 def owner_of(file: Path) -> tuple[Any, dict[str, Any]]:

@@ -138,6 +138,18 @@ def check(folder: Path, facets: list[str], mode: str) -> dict[str, Any]:
     return loaded
 
 
+def check_refusal(folder: Path, note: str) -> None:
+    """Without the plugin, a folder without code says how to get it, whatever is asked for and with the flag or not."""
+    for auto, _ in FACETS.values():
+        for flag in ({}, {"trust_remote_code": True}):
+            said = ""
+            try:
+                auto.from_pretrained(folder, **flag)
+            except ValueError as error:
+                said = str(error)
+            assert note in said, f"{auto.__name__} {flag}: {said or 'it loaded'}"
+
+
 def run(job: dict[str, Any]) -> None:
     mode = job["mode"]
     if mode == "b":
@@ -147,6 +159,8 @@ def run(job: dict[str, Any]) -> None:
     else:
         assert importlib.util.find_spec("dragoman") is not None
     torch.set_num_threads(1)
+    for where, note in job.get("refused", ()):
+        check_refusal(Path(where), note)
     for where, facets, again, how in job["folders"]:
         try:
             loaded = check(Path(where), facets, mode)

@@ -22,12 +22,13 @@ TRAVELLING = [path for path in FILES if path.parent.name in WINGS and path.name 
 # A file imports only from tiers above its own line.
 TIERS = [
     ["validation"],
+    ["file_validation"],
     ["configuration_dragoman"],
     ["presets"],
-    ["norms", "feed_forward", "position_encodings", "position_biases", "loss"],
+    ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files"],
     ["embeddings", "residual", "attention", "padding"],
     ["building", "initialization"],
-    ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing"],
+    ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing", "checkpoint_loading"],
     ["modeling_dragoman"],
 ]
 ALLOWED = {"torch", "transformers", "tokenizers", "huggingface_hub"} | sys.stdlib_module_names

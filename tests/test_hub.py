@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto
 import dragoman
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanTokenizer
 from dragoman.flattening import flatten
-from dragoman.hub import SETTING
+from dragoman.hub import NOTE, SETTING
 from support import ROOT, batch, build, tiny
 
 
@@ -165,8 +165,8 @@ def test_opting_out(tmp_path: Path, tokenizer: DragomanTokenizer, monkeypatch: p
     for part in again:
         part.save_pretrained(tmp_path)
     assert not copies(tmp_path)
-    for file in ("config.json", "tokenizer_config.json"):
-        assert "auto_map" not in json.loads((tmp_path / file).read_text("utf-8"))
+    assert set(auto_map(tmp_path).values()) == {f"{NOTE}--no.Code"}
+    assert auto_map(tmp_path, "tokenizer_config.json") == {"AutoTokenizer": [f"{NOTE}--no.Code", None]}
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert type(loaded) is DragomanForConditionalGeneration
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)

@@ -20,6 +20,7 @@ import torch
 
 import loading_process
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanModel, DragomanTokenizer
+from dragoman.hub import NOTE, SETTING
 from support import build, tiny
 
 ALL = ["config", "seq2seq", "base", "encoder", "tokenizer"]
@@ -34,6 +35,7 @@ FOLDERS = {
     "one-tokenizer": ("tokenizer", ["tokenizer"]),
     "two-tokenizer": ("tokenizer", ["tokenizer"]),
 }
+WITHOUT_CODE = "one-model-first"
 AGAIN = {"one-model-first": "tokenizer+model", "two-tokenizer-first": "trainer", "two-trainer": "model+tokenizer"}
 MODES = "abcd"
 
@@ -71,7 +73,9 @@ def spawn(jobs: list[dict[str, Any]], folder: Path, name: str) -> None:
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "home")}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, loading_process.__file__, str(file)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout or done.stderr
 
 
@@ -86,22 +90,42 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loading_process.save(chosen, root / "plugin" / name, how)
         noted = {facet: loading_process.FACETS[facet][1](thing) for facet, thing in chosen.items()}
         torch.save(noted, root / f"{name}.pt")
-    spawn([{"mode": mode, "folders": folders(root, ["plugin"], again=mode)} for mode in MODES], root, "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SETTING, "0")
+        loading_process.save(made["one"], root / "bare" / WITHOUT_CODE, "model+tokenizer")
+    jobs: list[dict[str, Any]] = [{"mode": mode, "folders": folders(root, ["plugin"], again=mode)} for mode in MODES]
+    for job in jobs:
+        if job["mode"] in "ac":
+            job["folders"].append((str(root / "bare" / WITHOUT_CODE), ALL[1:4], "", ""))
+        else:
+            job["refused"] = [(str(root / "bare" / WITHOUT_CODE), NOTE)]
+    jobs[0]["folders"].append((str(root / "bare" / WITHOUT_CODE), ["tokenizer"], "", ""))
+    spawn(jobs, root, "first")
     return root
 
 
-def folders(root: Path, savers: Iterable[str], again: str | None = None) -> list[tuple[str, list[str], str, str]]:
-    return [
-        (str(root / saver / name), facets, str(root / again / name) if again else "", AGAIN.get(name, how))
-        for saver in savers
-        for name, (how, facets) in FOLDERS.items()
-    ]
+def folders(
+    root: Path, savers: Iterable[str], again: str | None = None, names: Iterable[str] = FOLDERS
+) -> list[tuple[str, list[str], str, str]]:
+    rows = []
+    for saver in savers:
+        for name in names:
+            how, facets = FOLDERS[name]
+            rows.append(
+                (str(root / saver / name), facets, f"{root}/{again}/{name}" if again else "", AGAIN.get(name, how))
+            )
+    return rows
 
 
-# Without the plugin, modes b and d differ in nothing that a second saving could change; nor do a and c.
-@pytest.mark.parametrize("modes", ["ab", pytest.param("cd", marks=pytest.mark.slow)])
-def test_every_process_loads_what_every_process_saved(modes: str, matrix: Path) -> None:
-    spawn([{"mode": mode, "folders": folders(matrix, MODES)} for mode in modes], matrix, modes)
+# By default, what a second saving could change: modes c and d load as a and b do, and other folders hold less of it.
+@pytest.mark.parametrize(
+    ("modes", "names"),
+    [("ab", [*AGAIN, "two-config", "one-tokenizer"]), pytest.param(MODES, FOLDERS, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_every_process_loads_what_every_process_saved(modes: str, names: Iterable[str], matrix: Path) -> None:
+    jobs = [{"mode": mode, "folders": folders(matrix, MODES, names=names)} for mode in modes]
+    spawn(jobs, matrix, f"second-{modes}")
 
 
 @pytest.mark.parametrize("mode", MODES)

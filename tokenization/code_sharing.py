@@ -1,4 +1,4 @@
-"""A tokenizer's folder that loads without the plugin: which code it needs, and when it is written."""
+"""A tokenizer's folder: which code makes it load without the plugin, and what is checked before it is loaded."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import TokenizersBackend
+
+from .tokenizer_files import check_folder
 
 
 class CodeSharing(TokenizersBackend):
@@ -17,6 +19,14 @@ class CodeSharing(TokenizersBackend):
     }
     export_code: ClassVar[Callable[..., Any] | None] = None
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError for a folder with broken files."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_folder(folder, cls.vocab_files_names.values())
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -27,7 +37,7 @@ class CodeSharing(TokenizersBackend):
     ) -> tuple[str, ...]:
         auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
         self.init_kwargs.pop("auto_map", None)  # of the folder that it was loaded from
-        self._auto_map = None if auto_map is None else dict(auto_map)
+        self._auto_map = dict(auto_map)
         names = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
         if push_to_hub:  # transformers would push what changes from here on, without the code
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)

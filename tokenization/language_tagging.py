@@ -25,6 +25,8 @@ class LanguageTagging(CodeSharing):
         self.languages = list(languages)
         self._target_language: str | None = None
         super().__init__(languages=self.languages, target_language=target_language, **kwargs)  # both are saved
+        for language in self.languages:
+            self._tag(language)
         self.target_language = target_language
 
     @property
@@ -45,8 +47,12 @@ class LanguageTagging(CodeSharing):
     def _tag(self, language: str) -> tuple[str, int]:
         tag = language_tag(language)
         index = self._tokenizer.token_to_id(tag)
-        if language not in self.languages or index is None:
+        if language not in self.languages:
             raise ValueError(f"unknown language {language!r}; known: {', '.join(self.languages) or 'none'}")
+        if index is None:
+            raise ValueError(
+                f"language {language!r} has no tag {tag} in the vocabulary: were these files saved together?"
+            )
         return tag, index
 
     def _tags(self, languages: str | Sequence[str] | None, rows: int | None) -> list[tuple[str, int]]:
