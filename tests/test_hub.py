@@ -174,6 +174,8 @@ def test_opting_out(tmp_path: Path, tokenizer: DragomanTokenizer, monkeypatch: p
     assert dict(AutoTokenizer.from_pretrained(tmp_path)(text[0], text_target=text[1])) == dict(
         tokenizer(text[0], text_target=text[1])
     )
+    with pytest.raises(ValueError, match=NOTE):  # transformers prefers the folder's tokenizer to the plugin's
+        AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
     monkeypatch.setenv(SETTING, "off")
     with pytest.raises(ValueError, match="DRAGOMAN_EXPORT_CODE='off' in the environment must be 1"):
         model.save_pretrained(tmp_path)

@@ -63,6 +63,16 @@ def test_a_folder_without_code_passes(folder: Path, monkeypatch: pytest.MonkeyPa
     assert problems(folder.parent / "plain").keys() == {"norms.py"}
 
 
+def test_traces_of_a_download_pass(folder: Path) -> None:
+    traces = folder / ".cache" / "huggingface"
+    (traces / "download").mkdir(parents=True)
+    for name in (".gitignore", "CACHEDIR.TAG", "download/config.json.metadata", "download/config.json.lock"):
+        (traces / name).write_text("")
+    assert problems(folder) == {}
+    (traces / "download" / "x.py").write_text("")
+    assert problems(folder).keys() == {".cache/huggingface/download/x.py"}
+
+
 def test_any_changed_byte_is_found(folder: Path) -> None:
     """One byte of each file of code, at its beginning, its end and in between, changed, added or taken away."""
     files = sorted(folder.glob("*.py"))

@@ -27,7 +27,7 @@ class CodeSharing(TokenizersBackend):
             check_folder(folder, cls.vocab_files_names.values())
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike[str],
         legacy_format: bool | None = None,

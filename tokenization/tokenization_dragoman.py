@@ -49,8 +49,8 @@ class DragomanTokenizer(LanguageTagging):
         if separate_vocabularies not in (None, separate):
             state = "belongs to another tokenizer" if separate else "is missing, the vocabulary of the target side"
             raise ValueError(f"{TARGET_TOKENIZER_FILE} {state}: save the tokenizer again, or copy all of its files.")
-        options = {"split_special_tokens": split_special_tokens, "separate_vocabularies": separate}
-        super().__init__(**options, **(SPECIAL_TOKENS | kwargs))
+        kwargs |= {"split_special_tokens": split_special_tokens, "separate_vocabularies": separate}
+        super().__init__(**(SPECIAL_TOKENS | kwargs))
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
