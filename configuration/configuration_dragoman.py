@@ -173,7 +173,8 @@ class DragomanConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """With the plugin imported, write the code that loads the folder without it, too."""
         auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
-        self.auto_map = dict(auto_map)
+        if auto_map is not None:
+            self.auto_map = dict(auto_map)
         super().save_pretrained(save_directory, **kwargs)
         if push_to_hub:  # transformers would push what changes from here on, without the code
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)

@@ -43,14 +43,17 @@ def is_enabled() -> bool:
     return value == "1"
 
 
-def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     """Write the code that ``saved`` needs, unless the setting asks for none; return its ``auto_map``.
 
-    The other files in the folder keep the code that they need, of this version too; copies that nothing needs go.
+    None is for a class derived from ours, whose code is not here: transformers saves it as any other. The other files
+    in the folder keep the code that they need, of this version too; copies that nothing needs go.
 
     Raises:
         FileExistsError: where a file of that name is not such a copy; it stays as it is.
     """
+    if not any(type(saved) in classes.values() for _, classes in OWNERS.values()):
+        return None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     enabled = is_enabled()

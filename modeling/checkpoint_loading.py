@@ -19,11 +19,11 @@ class CheckpointLoading(PreTrainedModel):
             ValueError: for a weight that the saved class owns and the folder lacks, or one of another shape.
             OSError: for a folder without weights, or with weights that are cut off.
         """
+        kwargs.setdefault("use_safetensors", True)
         where = pretrained_model_name_or_path
         folder = None if where is None else Path(where, kwargs.get("subfolder") or "")
-        if folder is not None and folder.is_dir() and kwargs.setdefault("use_safetensors", True):
+        if kwargs["use_safetensors"] and folder is not None and folder.is_dir():
             check_files(folder, kwargs.get("variant"))
-        kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(where, *args, **kwargs)
 
     @staticmethod

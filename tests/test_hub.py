@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,29 @@ def test_no_copy_grows_old(tmp_path: Path, tokenizer: DragomanTokenizer) -> None
         second.save_pretrained(folder)
         assert expected.items() <= copies(folder).items()
         assert "gone.py" not in copies(folder)
+
+
+def test_a_configuration_that_was_copied_gets_its_code(tmp_path: Path, tokenizer: DragomanTokenizer) -> None:
+    """As Trainer does while it pushes in training: config.json from a checkpoint, then the tokenizer is saved."""
+    (tmp_path / "output").mkdir()
+    build(tiny()).save_pretrained(tmp_path / "checkpoint")
+    shutil.copy(tmp_path / "checkpoint" / "config.json", tmp_path / "output")
+    tokenizer.save_pretrained(tmp_path / "output")
+    assert copies(tmp_path / "checkpoint").items() < copies(tmp_path / "output").items()
+
+
+def test_derived_classes_are_not_taken_for_ours(tmp_path: Path, tokenizer: DragomanTokenizer) -> None:
+    class Mine(DragomanConfig):
+        model_type = "mine"
+
+    class MyTokenizer(DragomanTokenizer):
+        pass
+
+    Mine().save_pretrained(tmp_path)
+    MyTokenizer.train(["a dog"], vocab_size=300).save_pretrained(tmp_path)
+    assert not copies(tmp_path)
+    for file in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / file).read_text("utf-8"))
 
 
 def test_a_stale_auto_map_is_cured(tmp_path: Path, tokenizer: DragomanTokenizer) -> None:

@@ -36,8 +36,9 @@ class CodeSharing(TokenizersBackend):
         **kwargs: Any,
     ) -> tuple[str, ...]:
         auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
-        self.init_kwargs.pop("auto_map", None)  # of the folder that it was loaded from
-        self._auto_map = dict(auto_map)
+        if auto_map is not None:
+            self.init_kwargs.pop("auto_map", None)  # of the folder that it was loaded from
+            self._auto_map = dict(auto_map)
         names = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
         if push_to_hub:  # transformers would push what changes from here on, without the code
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
