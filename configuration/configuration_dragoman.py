@@ -2,7 +2,10 @@
 
 # No `from __future__ import annotations` here: strict dataclasses check real types, and skip strings.
 import difflib
+import os
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -10,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
+from .file_validation import check_file
 from .validation import check_architecture, check_positions, check_special_tokens, check_tying, is_newer
 
 VERSION = "0.1.0"
@@ -21,7 +25,7 @@ _TRANSFORMERS_KEYWORDS = frozenset(
     "_attn_implementation _attn_implementation_internal _commit_hash _experts_implementation "
     "_experts_implementation_internal _name_or_path _output_attentions attn_implementation auto_map "
     "custom_pipelines experts_implementation finetuning_task model_type name_or_path num_labels "
-    "output_attentions quantization_config task_specific_params torch_dtype use_return_dict".split()
+    "output_attentions quantization_config task_specific_params torch_dtype".split()
 )
 
 
@@ -52,6 +56,14 @@ class DragomanConfig(PreTrainedConfig):
         "encoder_ffn_dim": "encoder_intermediate_size",
         "decoder_ffn_dim": "decoder_intermediate_size",
     }
+    # What the Auto classes find in a folder that carries this code: config.json's auto_map.
+    entry_points: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_dragoman.DragomanConfig",
+        "AutoModel": "modeling_dragoman.DragomanModel",
+        "AutoModelForTextEncoding": "modeling_dragoman.DragomanEncoderModel",
+        "AutoModelForSeq2SeqLM": "modeling_conditional_generation.DragomanForConditionalGeneration",
+    }
+    export_code: ClassVar[Callable[..., Any] | None] = None  # set by `import dragoman`
     is_encoder_decoder: bool = True
     use_cache: bool = True
 
@@ -142,10 +154,7 @@ class DragomanConfig(PreTrainedConfig):
         names = [field.name for field in fields(self)]
         unknown = [name for name in kwargs if name not in _TRANSFORMERS_KEYWORDS]
         if unknown and is_newer(self.dragoman_version, VERSION):
-            logger.warning(
-                f"This configuration was written by Dragoman {self.dragoman_version}; this is {VERSION}, which ignores "
-                f"its {', '.join(unknown)}. To honour them: pip install -U dragoman."
-            )
+            logger.warning(f"Dragoman {VERSION} ignores what it does not know: {', '.join(unknown)}.")
             return {name: value for name, value in kwargs.items() if name not in unknown}
         for name in unknown:
             if name in self.attribute_map:
@@ -160,6 +169,22 @@ class DragomanConfig(PreTrainedConfig):
                     hint = "It belongs into rope_parameters."
             raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
         return kwargs
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """With the plugin imported, write the code that loads the folder without it, too."""
+        auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
+        if auto_map is not None:
+            self.auto_map = dict(auto_map)
+        super().save_pretrained(save_directory, **kwargs)
+        if push_to_hub:  # transformers would push what changes from here on, without the code
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        warning = check_file(config_dict, VERSION)
+        if warning is not None:
+            logger.warning(warning)
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:
         check_architecture(self)

@@ -2,37 +2,65 @@
 
 from typing import Any
 
-_SIZES = (
-    "vocab_size source_vocab_size hidden_size encoder_num_hidden_layers decoder_num_hidden_layers "
-    "encoder_num_attention_heads decoder_num_attention_heads encoder_num_key_value_heads "
-    "decoder_num_key_value_heads head_dim encoder_intermediate_size decoder_intermediate_size "
-    "max_position_embeddings relative_attention_max_distance"
-).split()
+# The largest that make sense, far above any published model: a file that says more is broken, or means harm.
+_LARGEST = {
+    "vocab_size": 2**24,
+    "source_vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "encoder_num_hidden_layers": 1024,
+    "decoder_num_hidden_layers": 1024,
+    "encoder_num_attention_heads": 4096,
+    "decoder_num_attention_heads": 4096,
+    "encoder_num_key_value_heads": 4096,
+    "decoder_num_key_value_heads": 4096,
+    "head_dim": 2**14,
+    "encoder_intermediate_size": 2**20,
+    "decoder_intermediate_size": 2**20,
+    "max_position_embeddings": 2**24,
+    "relative_attention_num_buckets": 2**16,
+    "relative_attention_max_distance": 2**24,
+    "position_offset": 2**16,
+}
+_LARGEST_TABLE = 2**28  # numbers; sinusoids are computed, so no file has to hold them
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "label_smoothing")
 # The types whose frequencies are fixed once; dynamic and longrope change with the length decoded so far.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_ROPE_NUMBERS = (
+    "rope_theta factor original_max_position_embeddings attention_factor beta_fast beta_slow low_freq_factor "
+    "high_freq_factor mscale mscale_all_dim"
+).split()
 
 
 def is_newer(version: str, than: str) -> bool:
     """Whether ``major.minor`` of one version is after that of another."""
 
     def parts(text: str) -> list[int]:
-        return [int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2]]
+        return [int("".join(filter(str.isdecimal, part))[:9] or 0) for part in text.split(".")[:2]]
 
     return parts(version) > parts(than)
 
 
+def shorten(value: Any) -> str:
+    """A value for an error message, which a file must not be able to fill with pages."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:50]}…"
+
+
 def check_architecture(config: Any) -> None:
-    for name in _SIZES:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    for name, largest in _LARGEST.items():
+        value, smallest = getattr(config, name), 0 if name == "position_offset" else 1
+        if value is not None and not smallest <= value <= largest:
+            bound = f"at least {smallest}" if value < smallest else f"at most {largest}"
+            raise ValueError(f"{name} must be {bound}, got {shorten(value)}.")
     for name in _PROBABILITIES:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} is a probability in [0, 1), got {getattr(config, name)}.")
     for name in ("norm_eps", "attention_scale", "logits_scale", "initializer_range"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not 0 < value < 1e38:  # what float32 holds
             raise ValueError(f"{name} must be a positive number, got {value}.")
     for side in ("encoder", "decoder"):
         heads = getattr(config, f"{side}_num_attention_heads")
@@ -64,8 +92,12 @@ def check_positions(config: Any) -> None:
         raise ValueError(
             f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0."
         )
-    if config.position_offset < 0:
-        raise ValueError(f"position_offset must not be negative, got {config.position_offset}.")
+    if scheme == "sinusoidal" and config.max_position_embeddings * config.hidden_size > _LARGEST_TABLE:
+        raise ValueError(
+            f"position_encoding='sinusoidal' with max_position_embeddings {config.max_position_embeddings} and "
+            f"hidden_size {config.hidden_size} needs a table of more than {_LARGEST_TABLE} numbers: choose fewer "
+            "positions, or position_encoding='rotary', which needs no table."
+        )
     if scheme == "rotary":
         for side in ("encoder", "decoder"):
             head_dim = config.head_dim_of(getattr(config, f"{side}_num_attention_heads"))
@@ -77,10 +109,7 @@ def check_positions(config: Any) -> None:
         rope_type = (config.rope_parameters or {}).get("rope_type", "default")
         if rope_type not in _ROPE_TYPES:
             raise ValueError(f"rope_parameters: rope_type must be one of {', '.join(_ROPE_TYPES)}, got {rope_type!r}.")
-        if "partial_rotary_factor" in (config.rope_parameters or {}):
-            raise ValueError(
-                "rope_parameters: partial_rotary_factor is not supported; every channel of a head is turned."
-            )
+        check_rope(config.rope_parameters or {})
     elif config.rope_parameters:
         raise ValueError(f"rope_parameters belongs to position_encoding='rotary', not {scheme!r}: remove it.")
     if config.relative_attention_per_layer and scheme != "relative":
@@ -97,6 +126,16 @@ def check_positions(config: Any) -> None:
                 f"relative_attention_max_distance {distance} must exceed relative_attention_num_buckets / 2 = "
                 f"{buckets // 2}, the distances that the decoder counts exactly."
             )
+
+
+def check_rope(parameters: dict[str, Any]) -> None:
+    for name, value in parameters.items():
+        if name == "partial_rotary_factor":
+            raise ValueError(f"rope_parameters: {name} is not supported; every channel of a head is turned.")
+        if name not in _ROPE_NUMBERS and name not in ("rope_type", "truncate"):
+            raise ValueError(f"rope_parameters has no {shorten(name)}; it holds rope_type, {', '.join(_ROPE_NUMBERS)}.")
+        if name in _ROPE_NUMBERS and not (type(value) in (int, float) and 0 < value < 1e38):
+            raise ValueError(f"rope_parameters: {name} must be a positive number, got {shorten(value)}.")
 
 
 def check_tying(config: Any) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModel
 from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
+from .hub import install
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .tokenization.tokenization_dragoman import DragomanTokenizer
@@ -21,6 +22,7 @@ AutoModel.register(DragomanConfig, DragomanModel, exist_ok=True)
 AutoModelForTextEncoding.register(DragomanConfig, DragomanEncoderModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration, exist_ok=True)
 
+install()
 register_lora_targets()
 
 __all__ = [

@@ -1,16 +1,17 @@
 """``python -m dragoman``: the command line, one function a command."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .configuration.configuration_dragoman import VERSION
 
 app = typer.Typer(help="Dragoman on the command line.", no_args_is_help=True, add_completion=False)
-
-
-@app.callback()
-def face() -> None:
-    """A command has a name, even while there is only one."""
 
 
 @app.command()
@@ -49,6 +50,34 @@ def parse_field(text: str) -> tuple[str, Any]:
         return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
     except json.JSONDecodeError:
         return name, value
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint on this machine.")]) -> None:
+    """Is the code beside a checkpoint what this version writes, and nothing else there that could run?
+
+    Exit status 0: yes. 1: no, and the table says why. 2: there is no such folder.
+    """
+    from .verification import verify as find_out
+
+    console = Console()
+    try:
+        findings = find_out(folder)
+    except NotADirectoryError as error:
+        Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from error
+    table = Table("File", "Kind", "Verdict")
+    for finding in findings:
+        verdict = (
+            "[green]as it should be[/green]" if finding.problem is None else f"[red]{escape(finding.problem)}[/red]"
+        )
+        table.add_row(escape(finding.path), finding.kind, verdict)
+    console.print(table)
+    problems = sum(finding.problem is not None for finding in findings)
+    if problems:
+        console.print(f"[red]Refused by dragoman {VERSION}: {problems} of {len(findings)} findings are problems.[/red]")
+        raise typer.Exit(1)
+    console.print(f"[green]All {len(findings)} files are what dragoman {VERSION} writes.[/green]")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import TAKE_A_BIAS, LayerSelection
+from .checkpoint_loading import CheckpointLoading
 from .decoder import Decoder
 from .encoder import Encoder
 from .initialization import initialize
@@ -19,7 +19,7 @@ from .position_biases import BIASED_SCHEMES
 from .vocabulary_resizing import VocabularyResizingMixin
 
 
-class DragomanPreTrainedModel(VocabularyResizingMixin, PreTrainedModel):
+class DragomanPreTrainedModel(VocabularyResizingMixin, CheckpointLoading):
     """What transformers needs to know of every Dragoman model."""
 
     config: DragomanConfig

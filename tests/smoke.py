@@ -1,8 +1,10 @@
-"""Run against an installed wheel, outside the checkout: builds, trains a step, saves, reloads, generates."""
+"""Run against an installed wheel, outside the checkout: builds, trains a step, saves, reloads, generates.
+
+python smoke.py FOLDER leaves there what smoke_without_plugin.py loads.
+"""
 
 import multiprocessing
 import sys
-import tempfile
 from importlib import metadata, util
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import dragoman
+from dragoman.verification import verify
 
 
 def vocabulary_size_in(folder: str) -> int:
@@ -17,7 +20,7 @@ def vocabulary_size_in(folder: str) -> int:
     return len(AutoTokenizer.from_pretrained(folder))
 
 
-def main() -> None:
+def main(folder: str) -> None:
     package = Path(dragoman.__file__).parent
     assert "site-packages" in package.parts, package
     files = [str(file) for file in metadata.files("dragoman") or ()]
@@ -33,15 +36,19 @@ def main() -> None:
     model = dragoman.DragomanForConditionalGeneration(config)
     batch = tokenizer(["hello"], text_target=["world"], return_tensors="pt")
     model(**batch).loss.backward()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        again = AutoModelForSeq2SeqLM.from_pretrained(folder)
-        torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(vocabulary_size_in, (folder,)) == len(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    again = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    logits = again(**batch).logits.detach()
+    torch.testing.assert_close(logits, model.eval()(**batch).logits)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(vocabulary_size_in, (folder,)) == len(tokenizer)
+    assert not [finding for finding in verify(folder) if finding.problem], "the wheel lacks sources, or changes them"
+    noted = {"batch": {name: ids.tolist() for name, ids in batch.items()}, "logits": logits}
+    batch.pop("labels")
+    torch.save({**noted, "generated": again.generate(**batch, max_new_tokens=5)}, Path(folder) / "noted.pt")
     print(f"smoke test passed: dragoman {dragoman.__version__} on Python {sys.version.split()[0]}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

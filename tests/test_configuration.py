@@ -62,7 +62,7 @@ def test_bare_is_the_base_model() -> None:
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not supported"),
         ({"position_encoding": "alibi", "rope_parameters": {"rope_theta": 1e4}}, "belongs to position_encoding='rotary'"),
         ({"position_offset": 2}, "position_offset counts rows of a learned table"),
-        ({"position_encoding": "learned", "position_offset": -1}, "position_offset must not be negative"),
+        ({"position_encoding": "learned", "position_offset": -1}, "position_offset must be at least 0, got -1"),
         ({"position_encoding": "relative", "relative_attention_num_buckets": 6}, "multiple of 4"),
         ({"position_encoding": "relative", "relative_attention_max_distance": 4}, "max_distance 4 must exceed"),
         ({"relative_attention_per_layer": True}, "relative_attention_per_layer belongs to"),

@@ -174,6 +174,16 @@ def test_file_written_by_a_newer_version(tmp_path: Path, caplog: pytest.LogCaptu
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, DragomanConfig)
     assert not hasattr(config, "brand_new")
+    assert "ignores what it does not know: brand_new" in caplog.text
+    caplog.clear()
+    file.write_text(json.dumps({**fields, "dragoman_version": "99.0.0"}))
+    AutoConfig.from_pretrained(tmp_path)
+    assert "written by Dragoman '99.0.0', newer than the" in caplog.text
+    assert "pip install -U dragoman" in caplog.text
+    file.write_text(json.dumps({**fields, "dragoman_version": "0.1.99"}))  # of the same minor version
+    caplog.clear()
+    AutoConfig.from_pretrained(tmp_path)
+    assert not caplog.text
 
 
 def test_a_new_process_loads_it(tmp_path: Path) -> None:

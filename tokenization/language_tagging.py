@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
-from transformers import BatchEncoding, TokenizersBackend
+from transformers import BatchEncoding
 from transformers.utils.generic import PaddingStrategy
 
+from .code_sharing import CodeSharing
 from .tokenizer_training import language_tag, sequence_template
 
 ENCODING_OPTIONS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
 
 
-class LanguageTagging(TokenizersBackend):
+class LanguageTagging(CodeSharing):
     """Source rows `<2de> x … </s>` where `languages` are known, else `x … </s>`; targets never carry a tag."""
 
     _tokenizer: Tokenizer
@@ -24,6 +25,8 @@ class LanguageTagging(TokenizersBackend):
         self.languages = list(languages)
         self._target_language: str | None = None
         super().__init__(languages=self.languages, target_language=target_language, **kwargs)  # both are saved
+        for language in self.languages:
+            self._tag(language)
         self.target_language = target_language
 
     @property
@@ -44,8 +47,12 @@ class LanguageTagging(TokenizersBackend):
     def _tag(self, language: str) -> tuple[str, int]:
         tag = language_tag(language)
         index = self._tokenizer.token_to_id(tag)
-        if language not in self.languages or index is None:
+        if language not in self.languages:
             raise ValueError(f"unknown language {language!r}; known: {', '.join(self.languages) or 'none'}")
+        if index is None:
+            raise ValueError(
+                f"language {language!r} has no tag {tag} in the vocabulary: were these files saved together?"
+            )
         return tag, index
 
     def _tags(self, languages: str | Sequence[str] | None, rows: int | None) -> list[tuple[str, int]]:

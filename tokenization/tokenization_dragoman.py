@@ -38,13 +38,19 @@ class DragomanTokenizer(LanguageTagging):
         target_tokenizer_object: Tokenizer | None = None,
         target_tokenizer_file: str | None = None,
         split_special_tokens: bool = True,
+        separate_vocabularies: bool | None = None,  # as it was saved
         **kwargs: Any,
     ) -> None:
         if target_tokenizer_file is not None:
             target_tokenizer_object = Tokenizer.from_file(target_tokenizer_file)
         # The vocabulary of the side not in use; None: both sides use one.
         self._idle_tokenizer: Tokenizer | None = copy.deepcopy(target_tokenizer_object)
-        super().__init__(split_special_tokens=split_special_tokens, **(SPECIAL_TOKENS | kwargs))
+        separate = self._idle_tokenizer is not None
+        if separate_vocabularies not in (None, separate):
+            state = "belongs to another tokenizer" if separate else "is missing, the vocabulary of the target side"
+            raise ValueError(f"{TARGET_TOKENIZER_FILE} {state}: save the tokenizer again, or copy all of its files.")
+        kwargs |= {"split_special_tokens": split_special_tokens, "separate_vocabularies": separate}
+        super().__init__(**(SPECIAL_TOKENS | kwargs))
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:

@@ -59,11 +59,12 @@ def check(
 def judge(subject: Subject, number: int) -> Verdict:
     """One line. What the subject does not offer is said; what it crashes on is a finding.
 
-    Whether a small deviation is a fault or rounding in fp32 is decided in float64, where a fault stays as large as it
-    was; the note then says so.
+    Trained weights may round more than the limits allow. Whether a small deviation of a folder's is a fault or rounding
+    is decided in float64, where a fault stays as large as it was; the note then says so.
     """
     verdict = judge_as_is(subject, number)
-    if verdict.status == "FAIL" and 0 < (verdict.deviation or 0) < ROUNDING and not subject.float64:
+    rounding = not (subject.small or subject.float64) and 0 < (verdict.deviation or 0) < ROUNDING
+    if verdict.status == "FAIL" and rounding:
         exact = judge_as_is(subject.in_float64(), number)
         if exact.status == "pass":
             return replace(exact, note=f"in float64; in fp32 {verdict.deviation:.1e}, by rounding")

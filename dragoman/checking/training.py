@@ -15,8 +15,7 @@ from transformers import (
     TrainerCallback,
 )
 
-import dragoman
-
+from ..trainer import DragomanTrainer
 from .batches import Pair, collate, cross_entropy, draw_pairs
 from .measuring import flat_gradient
 from .processes import two_processes
@@ -170,7 +169,7 @@ def evaluate(subject: Subject, rows: int, kind: type[Seq2SeqTrainer]) -> float:
 
 
 def evaluating_trainer(subject: Subject) -> type[Seq2SeqTrainer]:
-    return getattr(dragoman, "DragomanTrainer", Seq2SeqTrainer) if subject.ours else Seq2SeqTrainer
+    return DragomanTrainer if subject.ours else Seq2SeqTrainer
 
 
 def check_evaluation(subject: Subject, evidence: Evidence) -> None:

@@ -1,0 +1,64 @@
+"""Loading a checkpoint: every weight that was saved has to be there, in its shape; none is drawn at random instead."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .checkpoint_files import check_files
+
+
+class CheckpointLoading(PreTrainedModel):
+    """``from_pretrained`` that raises where transformers would warn and go on with random weights."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Safetensors only, unless ``use_safetensors`` says otherwise: other formats can run code.
+
+        Raises:
+            ValueError: for a weight that the saved class owns and the folder lacks, or one of another shape.
+            OSError: for a folder without weights, or with weights that are cut off.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        where = pretrained_model_name_or_path
+        folder = None if where is None else Path(where, kwargs.get("subfolder") or "")
+        if kwargs["use_safetensors"] and folder is not None and folder.is_dir():
+            check_files(folder, kwargs.get("variant"))
+        return super().from_pretrained(where, *args, **kwargs)
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        # Private in transformers, and the only place after reading and before the missing is allocated and drawn.
+        where = load_config.pretrained_model_name_or_path
+        if not load_config.ignore_mismatched_sizes:
+            refuse_other_shapes(loading_info.mismatched_keys, where)
+        refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
+
+def refuse_missing(model: Any, missing: set[str], where: Any) -> None:
+    """A head may be new where another class was saved; the decoder too, where an encoder was."""
+    name, architectures = type(model).__name__, model.config.architectures or []
+    saved = architectures[0] if architectures and architectures[0].startswith("Dragoman") else name
+    owned = ("encoder.",) if "Encoder" in saved else ("encoder.", "decoder.")
+    prefix = f"{model.base_model_prefix}."
+    lost = sorted(key for key in missing if saved == name or key.removeprefix(prefix).startswith(owned))
+    if lost:
+        raise ValueError(
+            f"{where} lacks {_some(lost)}, which {saved} owns: nothing is drawn at random in its place. Save the model "
+            "again, or copy all of its files."
+        )
+
+
+def refuse_other_shapes(mismatched: set[tuple[str, Any, Any]], where: Any) -> None:
+    if mismatched:
+        shapes = sorted((key, tuple(stored), tuple(own)) for key, stored, own in mismatched)
+        found = _some([f"{key} {stored} where config.json means {own}" for key, stored, own in shapes])
+        raise ValueError(
+            f"{where} holds weights of other shapes than its configuration says: {found}. Does config.json belong to "
+            "them? ignore_mismatched_sizes=True draws such weights anew."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,45 @@
+"""A tokenizer's folder: which code makes it load without the plugin, and what is checked before it is loaded."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import TokenizersBackend
+
+from .tokenizer_files import check_folder
+
+
+class CodeSharing(TokenizersBackend):
+    """Where `import dragoman` set `export_code`, saving writes the code beside the tokenizer."""
+
+    # What the Auto classes find in such a folder, tokenizer_config.json's auto_map. The second is the "fast" class.
+    entry_points: ClassVar[dict[str, list[str | None]]] = {
+        "AutoTokenizer": ["tokenization_dragoman.DragomanTokenizer", None]
+    }
+    export_code: ClassVar[Callable[..., Any] | None] = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError for a folder with broken files."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_folder(folder, cls.vocab_files_names.values())
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
+        if auto_map is not None:
+            self.init_kwargs.pop("auto_map", None)  # of the folder that it was loaded from
+            self._auto_map = dict(auto_map)
+        names = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
+        if push_to_hub:  # transformers would push what changes from here on, without the code
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return names
