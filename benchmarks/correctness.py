@@ -74,8 +74,7 @@ def cell(verdict: Verdict) -> str:
     if verdict.status == "not offered":
         return "–"  # noqa: RUF001
     if verdict.status == "pass":
-        measured = f"{verdict.deviation:.0e}" if verdict.deviation else "0"
-        return f"{measured} in float64" if "in float64" in verdict.note else measured
+        return f"{verdict.deviation:.0e}" if verdict.deviation else "0"
     if verdict.deviation == float("inf"):
         return "**not finite**"
     beyond = verdict.deviation is not None and not verdict.deviation <= (verdict.limit or 0)
@@ -117,7 +116,7 @@ def conditions(seconds: float) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
         f"{versions}, Python {platform.python_version()}; {os.cpu_count()} cores, {platform.machine()} "
-        f"({torch.backends.cpu.get_cpu_capability()}), no GPU; {datetime.date.today()}; {seconds / 60:.0f} minutes."
+        f"({torch.backends.cpu.get_cpu_capability()}), no GPU; {datetime.date.today()}; measured in {seconds:.0f} s."
     )
 
 

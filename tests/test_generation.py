@@ -215,6 +215,17 @@ def test_attentions_while_generating(mode: dict[str, Any]) -> None:
                 torch.testing.assert_close(last[:, :, 0], whole.decoder_attentions[layer][:, :, -1])
 
 
+def test_attentions_of_chosen_layers_while_generating() -> None:
+    model, inputs = model_and_source()
+    mode = {"num_beams": 3, "return_dict_in_generate": True}
+    everything = generate(model, inputs, output_attentions=True, **mode)
+    chosen = generate(model, inputs, output_attentions=[1], **mode)
+    assert [weights is None for weights in chosen.encoder_attentions] == [True, False, True]
+    for found, expected in zip(chosen.cross_attentions, everything.cross_attentions, strict=True):
+        assert found[0] is None
+        torch.testing.assert_close(found[1], expected[1])
+
+
 def test_speculative_modes_equal_greedy() -> None:
     model, inputs = model_and_source()
     source, plain = {"input_ids": inputs["input_ids"][:1]}, {"no_repeat_ngram_size": 0, "suppress_tokens": None}
