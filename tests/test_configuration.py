@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from dragoman.configuration.validation import is_newer
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from dragoman import DragomanConfig, presets
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
 from support import tiny
 
 
@@ -25,6 +27,33 @@ def test_presets_survive_their_file(name: str, tmp_path: Path) -> None:
 
 def test_bare_is_the_base_model() -> None:
     assert DragomanConfig().to_dict() == presets.transformer_base().to_dict()
+
+
+def test_presets_are_of_the_size_they_claim() -> None:
+    """The published table of each; the modern one is about as large as the base model."""
+    sizes = {}
+    for name, preset in presets.PRESETS.items():
+        config = preset()
+        layers = config.encoder_num_hidden_layers, config.decoder_num_hidden_layers
+        heads = config.encoder_num_attention_heads, config.decoder_num_attention_heads
+        assert config.encoder_intermediate_size == config.decoder_intermediate_size
+        sizes[name] = (*layers, config.hidden_size, config.decoder_intermediate_size, *heads, config.dropout)
+    assert sizes == {
+        "transformer_base": (6, 6, 512, 2048, 8, 8, 0.1),
+        "transformer_big": (6, 6, 1024, 4096, 16, 16, 0.3),
+        "deep_encoder": (12, 1, 512, 2048, 8, 8, 0.1),
+        "multi30k_tiny": (4, 4, 128, 256, 4, 4, 0.3),
+        "modern_base": (6, 6, 512, 1408, 8, 8, 0.1),
+        "small": (3, 3, 256, 1024, 4, 4, 0.1),
+        "tiny": (2, 2, 64, 128, 4, 4, 0.0),
+    }
+    with torch.device("meta"):
+        base, big, modern = (
+            DragomanForConditionalGeneration(preset()).num_parameters()
+            for preset in (presets.transformer_base, presets.transformer_big, presets.modern_base)
+        )
+    assert (base, big) == pytest.approx((65e6, 213e6), rel=0.04)
+    assert modern == pytest.approx(base, rel=0.08)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +102,15 @@ def test_bare_is_the_base_model() -> None:
 def test_wrong_values(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, StrictDataclassError), match=f"(?s){message}"):
         tiny(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "newer"),
+    [("0.2.0", "0.1.9", True), ("0.1.9", "0.1.0", False), ("0.10", "0.9", True), ("1.0.dev3", "0.9", True),
+     ("0.9.0", "1.0.0", False), ("", "0.1.0", False)],
+)  # fmt: skip
+def test_versions_are_compared_by_their_first_two_numbers(version: str, than: str, newer: bool) -> None:
+    assert is_newer(version, than) is newer
 
 
 def test_assignment_is_checked_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from dragoman.modeling.attention import eager_attention
+from dragoman.modeling.building import build_input_embedding
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AttentionInterface, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -58,8 +59,8 @@ def test_relative_schemes_know_distances_only(scheme: str) -> None:
         assert relative_error(moved, logits) > 1e-3
     else:
         torch.testing.assert_close(moved, logits, rtol=1e-4, atol=1e-4)  # inv_freq is kept in fp32
-    stretched = model(**inputs, position_ids=source * 2, decoder_position_ids=target * 2).logits
-    assert (relative_error(stretched, logits) > 1e-3) == (scheme != "none")
+    for stretched in ({"position_ids": source * 2}, {"decoder_position_ids": target * 2}):  # each side looks at its own
+        assert (relative_error(model(**inputs, **stretched).logits, logits) > 1e-3) == (scheme != "none")
 
 
 def test_padding_is_masked_without_a_mask() -> None:
@@ -118,6 +119,7 @@ def test_attentions_of_chosen_layers() -> None:
     assert chosen.encoder_attentions[0] is None
     assert chosen.encoder_attentions[2] is None
     torch.testing.assert_close(chosen.cross_attentions[1], everything.cross_attentions[1])
+    assert None not in model(**inputs, output_attentions=[0, 1, 2]).encoder_attentions
     for wrong in (1, [3], [-1]):
         with pytest.raises(ValueError, match="a list of layers from 0 to 2"):
             model(**inputs, output_attentions=wrong)
@@ -134,6 +136,16 @@ def test_encoder_outputs_and_embeddings_replace_ids() -> None:
         torch.testing.assert_close(model(encoder_outputs=given, attention_mask=mask, labels=labels).logits, expected)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     torch.testing.assert_close(model(inputs_embeds=embeds, attention_mask=mask, labels=labels).logits, expected)
+
+
+def test_a_decoder_input_of_the_callers_is_taken_with_labels_too() -> None:
+    model, inputs = build(tiny()).double(), batch(tiny())
+    labels, ids = inputs.pop("labels"), torch.full((4, 7), 9)
+    ids[:, 3:] = 5
+    expected = model(**inputs, decoder_input_ids=ids).logits
+    torch.testing.assert_close(model(**inputs, decoder_input_ids=ids, labels=labels).logits, expected)
+    embeds = model.get_decoder().embed_tokens(ids)
+    torch.testing.assert_close(model(**inputs, decoder_inputs_embeds=embeds, labels=labels).logits, expected)
 
 
 def test_encoder_model_is_the_encoder(tmp_path: Any) -> None:
@@ -210,6 +222,21 @@ def test_logits_to_keep() -> None:
     assert isinstance(model(**inputs, return_dict=False), tuple)
 
 
+def test_tuples_where_the_configuration_asks_for_them() -> None:
+    for model_class in (DragomanForConditionalGeneration, DragomanModel, DragomanEncoderModel):
+        model, inputs = model_class(tiny()).eval(), batch(tiny())
+        if model_class is not DragomanForConditionalGeneration:
+            labels = inputs.pop("labels")
+        if model_class is DragomanModel:
+            inputs["decoder_input_ids"] = labels.clamp(min=0)
+        expected = model(**inputs, return_dict=True)
+        model.config.return_dict = False
+        found = model(**inputs)
+        assert type(found) is tuple
+        assert len(found) == len(expected)
+        torch.testing.assert_close(found[0], expected[0])
+
+
 def test_logits_where_they_are_wanted() -> None:
     model, inputs = build(tiny(label_smoothing=0.1, logits_scale=0.4, logits_bias=True)), batch(tiny())
     without_labels = {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(inputs["labels"])}
@@ -270,6 +297,23 @@ def test_other_options_change_the_model_and_train(field: dict[str, Any]) -> None
         assert gradient.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_building_leaves_the_configuration_as_it_was(scheme: str) -> None:
+    config = tiny(position_encoding=scheme, encoder_num_attention_heads=2)
+    before = config.to_dict()
+    model = DragomanForConditionalGeneration(config)
+    assert config.to_dict() == model.config.to_dict() == before
+    attentions = model.model.encoder.layers[0].self_attn, model.model.decoder.layers[0].self_attn
+    assert [attention.head_dim for attention in attentions] == [16, 8]
+
+
+def test_key_value_heads_are_those_of_the_side() -> None:
+    model = build(tiny(encoder_num_key_value_heads=2, decoder_num_key_value_heads=1)).model
+    decoder = model.decoder.layers[0]
+    for attention, heads in ((model.encoder.layers[0].self_attn, 2), (decoder.self_attn, 1), (decoder.cross_attn, 1)):
+        assert attention.k_proj.weight.shape == attention.v_proj.weight.shape == (8 * heads, 32)
+
+
 def test_dropouts_act_in_training_only() -> None:
     for field in ("dropout", "attention_dropout", "activation_dropout"):
         model, inputs = build(tiny(**{field: 0.5})), batch(tiny())
@@ -314,6 +358,14 @@ class TestClearErrors:
         assert model(input_ids=padded, labels=ids).loss.isfinite()
         with pytest.raises(ValueError, match="pass position_ids"):
             model(input_ids=ids, labels=ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.bool))
+
+    def test_off_the_cpu_the_columns_are_counted(self) -> None:
+        """A look at positions would wait for the device; they are one less than the columns at most."""
+        embedding = build_input_embedding(tiny(position_encoding="sinusoidal", max_position_embeddings=8)).to("meta")
+        x, positions = torch.empty(1, 1, 32, device="meta"), torch.empty(1, 1, dtype=torch.long, device="meta")
+        assert embedding(x, positions, 8, "target").shape == (1, 1, 32)
+        with pytest.raises(ValueError, match="target position 8 does not fit max_position_embeddings = 8"):
+            embedding(x, positions, 9, "target")
 
     def test_own_positions_cannot_continue_a_biased_cache(self) -> None:
         for scheme in SCHEMES:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dragoman.configuration import presets
 from dragoman.modeling.attention import Attention, dense_mask, eager_attention
-from dragoman.modeling.building import build_rotary
+from dragoman.modeling.building import build_input_embedding, build_rotary
 from dragoman.modeling.feed_forward import FeedForward
 from dragoman.modeling.loss import token_cross_entropy
 from dragoman.modeling.norms import LayerNorm, RMSNorm
@@ -93,6 +93,13 @@ class TestPositions:
     def test_learned_positions_begin_at_the_offset(self) -> None:
         table = filled(LearnedPositions(6, 4, offset=2))
         torch.testing.assert_close(table(torch.tensor([[0, 5]])), table.weight[[2, 7]][None])
+
+    @pytest.mark.parametrize("scheme", ["sinusoidal", "learned"])
+    def test_input_embedding_adds_them_before_the_norm(self, scheme: str) -> None:
+        embedding = filled(build_input_embedding(presets.tiny(position_encoding=scheme, embedding_norm=True)))
+        x, positions = normal(2, 3, 64), torch.tensor([[0, 1, 2], [4, 4, 9]])
+        expected = embedding.norm(x + embedding.positions(positions))
+        torch.testing.assert_close(embedding(x, positions, 10, "source"), expected)
 
     def test_rotary_turns_pairs(self) -> None:
         config = presets.tiny(rope_parameters={"rope_theta": 100.0})

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanModel
+from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
 from support import SCHEMES, batch, build, tiny
 
 TYINGS = {
@@ -91,11 +91,39 @@ def test_resizing_keeps_the_old_rows() -> None:
         model.resize_source_embeddings(50)
 
 
+def test_resizing_to_a_multiple_of() -> None:
+    one, own = build(tiny()), build(tiny(share_embeddings=False))
+    for model in (one, own):
+        model.resize_token_embeddings(41, pad_to_multiple_of=8)
+        sides = model.model.encoder.embed_tokens.weight, model.model.decoder.embed_tokens.weight
+        assert [len(side) for side in sides] == [len(model.lm_head.weight), model.config.vocab_size] == [48, 48]
+    encoder = DragomanEncoderModel(tiny(share_embeddings=False))
+    assert encoder.resize_token_embeddings(41, pad_to_multiple_of=8).num_embeddings == 48
+    two = build(tiny(share_embeddings=False, source_vocab_size=29))
+    for resize, size in ((two.resize_source_embeddings, 32), (two.resize_target_embeddings, 40)):
+        assert resize(size - 1, pad_to_multiple_of=8).num_embeddings == size
+
+
+@pytest.mark.parametrize("mean_resizing", [True, False])
+def test_new_rows_begin_at_the_mean_where_asked(mean_resizing: bool) -> None:
+    two = build(tiny(share_embeddings=False, source_vocab_size=29, tie_word_embeddings=False))
+    two.resize_source_embeddings(31, mean_resizing=mean_resizing)
+    two.resize_target_embeddings(41, mean_resizing=mean_resizing)
+    one = build(tiny(share_embeddings=False))
+    one.resize_token_embeddings(41, mean_resizing=mean_resizing)
+    for model in (two, one):
+        for part in (model.model.encoder.embed_tokens, model.model.decoder.embed_tokens, model.lm_head):
+            old = 29 if part is two.model.encoder.embed_tokens else 37
+            distance = (part.weight[old:] - part.weight[:old].mean(0)).norm()
+            assert (distance < 1e-2) == mean_resizing
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_buffers_survive_a_meta_load(scheme: str, tmp_path: Path) -> None:
     """Tables and slopes are not in the file and are empty on the meta device: loading refills them."""
     config = tiny(position_encoding=scheme)
     model, inputs = build(config), batch(config)
+    assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
     model.save_pretrained(tmp_path)
     for loaded in (DragomanForConditionalGeneration, DragomanModel):
         again = loaded.from_pretrained(tmp_path)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_evaluation_is_exact(arguments: dict[str, Any], tokenizer: DragomanToken
         assert run.label_smoother is None or "label_smoothing_factor" in arguments
         stock.add(round(trainer(tokenizer, tmp_path, model, **sized).evaluate()["eval_loss"] / expected, 3))
     assert len(stock) > 1
+
+
+def test_rows_repeated_to_fill_the_last_batch_do_not_count(
+    tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As processes see it: five rows are left for two batches of four, a third process has none."""
+    run = trainer(tokenizer, tmp_path, trainer_class=DragomanTrainer)
+    labels = torch.arange(8).reshape(4, 2)
+    for at_the_end, remainder, kept in ((True, 5, (4, 1, 0)), (False, 5, (4, 4, 4)), (True, -1, (4, 4, 4))):
+        state = SimpleNamespace(end_of_dataloader=at_the_end, remainder=remainder)
+        monkeypatch.setattr(run.accelerator, "gradient_state", state)
+        for process, rows_kept in enumerate(kept):
+            monkeypatch.setattr(type(run.args), "process_index", process)
+            found = run._without_repeated_rows(labels)
+            assert found.tolist() == labels[:rows_kept].tolist() + [[-100, -100]] * (4 - rows_kept)
 
 
 def test_evaluation_gives_metrics_their_logits(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
