@@ -74,16 +74,22 @@ KINDS = {
     "cut answer": "half of the body is sent, then the connection is closed",
     "short answer": "the last byte of the body is missing, and Content-Length says so",
     "corrupt head": "the first byte of the body is another",
-    "corrupt tail": "the last byte of the body is another",
+    "corrupt middle": "a byte in the middle of the body is another",
 }
 
 
 class Hub:
     """Start with ``with Hub() as hub``; ``hub.url`` is the endpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: "type[Handler] | None" = None) -> None:
+        routes = {}
+        for cls in reversed((handler or Handler).__mro__):
+            routes |= {m.pattern: name for name, m in vars(cls).items() if hasattr(m, "pattern")}
+        self.handler = type("Bound", (handler or Handler,), {"hub": self, "routes": routes})
         self.repositories: dict[str, Repository] = {}
         self.contents: dict[str, bytes] = {}
+        self.xet: dict[str, Any] = {}  # what files consist of, where hub_xet keeps them
+        self.xet_names: dict[str, str] = {}  # by SHA-256
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.unknown: list[str] = []
@@ -92,7 +98,7 @@ class Hub:
         self.port = 0  # any
 
     def __enter__(self) -> "Hub":
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), type("Bound", (Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
@@ -150,16 +156,13 @@ class RefusalError(Exception):
         self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message, **headers}
 
 
-ROUTES: list[tuple[re.Pattern[str], str]] = []
-
-
 def route(pattern: str) -> Callable[[Any], Any]:
     """Marks a method of Handler: "METHOD /path"; {repo} and {x} are filled in, {x} by one part of a path, {x*} by all."""
     expression = pattern.replace("{repo}", "(?P<repo>[^/]+/[^/]+)")
     expression = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.*)", re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", expression))
 
     def mark(method: Any) -> Any:
-        ROUTES.append((re.compile(expression), method.__name__))
+        method.pattern = re.compile(expression)
         return method
 
     return mark
@@ -167,6 +170,7 @@ def route(pattern: str) -> Callable[[Any], Any]:
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
+    routes: dict[re.Pattern[str], str]
     protocol_version = "HTTP/1.1"
 
     def handle_one(self) -> None:
@@ -195,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_one  # noqa: N815
 
     def dispatch(self, request: str) -> tuple[int, Any, dict[str, str]]:
-        for pattern, name in ROUTES:
+        for pattern, name in self.routes.items():
             match = pattern.fullmatch(request)
             if match:
                 if self.command == "POST" and " /lfs/" not in request and "yaml" not in request:
@@ -212,8 +216,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-1]
         elif kind == "corrupt head":
             body = bytes([body[0] ^ 255]) + body[1:]
-        elif kind == "corrupt tail":
-            body = body[:-1] + bytes([body[-1] ^ 255])
+        elif kind == "corrupt middle":
+            body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 255]) + body[len(body) // 2 + 1 :]
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -227,8 +231,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def authorize(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+    def authorize(self, token: str = TOKEN) -> None:
+        if self.headers.get("Authorization") != f"Bearer {token}":
             raise RefusalError(401, "Invalid username or password.")
 
     def repository(self, repo: str) -> Repository:
@@ -360,7 +364,7 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.repository(repo).objects:
                     raise RefusalError(400, f"{value['path']} was not uploaded")
-                files[value["path"]] = File(value["oid"], len(self.hub.contents[value["oid"]]), True)
+                files[value["path"]] = File(value["oid"], value["size"], True)
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
             else:

@@ -1,7 +1,8 @@
 """Push with the real client to a server on this machine, then load by name: what users do, without the network.
 
 The server (hub_server) speaks the Hub's API and can be told to fail. The processes (hub_process) know nothing but its
-address; each push and each load happens in one of its own. Xet, a storage that the server has not, is off.
+address; each push and each load happens in one of its own. Weights take the way of Git LFS, in
+parts; in one test they take the other one, xet.
 """
 
 import json
@@ -21,6 +22,7 @@ import loading_process
 from dragoman import DragomanConfig, DragomanTokenizer
 from dragoman.hub import NOTE, SETTING
 from hub_server import PART, TOKEN, Hub
+from hub_xet import XetHandler
 from support import build, tiny
 
 BOTH = ["seq2seq", "tokenizer"]
@@ -316,9 +318,9 @@ def test_interrupted_downloads(
     assert fault.times != times or times is None
 
 
-@pytest.mark.parametrize("kind", ["corrupt head", "corrupt tail"])
+@pytest.mark.parametrize("kind", ["corrupt head", "corrupt middle"])
 def test_corrupted_downloads(kind: str, hub: Hub, users: Users, made: dict[str, str], pushed: str) -> None:
-    """Of the right size, which is all that the client looks at without xet: what notices, and what mends it."""
+    """Of the right size, which is all that the client looks at: what notices, and what mends it."""
     repo = f"me/{kind.replace(' ', '-')}"
     hub.copy(pushed, repo)
     load = {"mode": "b", "repo": repo, "notes": made["first notes"], "facets": ["seq2seq"], **FLAG}
@@ -359,3 +361,24 @@ def test_opting_out(hub: Hub, users: Users, made: dict[str, str]) -> None:
         with pytest.raises(RuntimeError, match=NOTE):
             users("load", mode="b", repo="me/bare", notes=made["first notes"], facets=[facet], **FLAG)
     assert all("/me/bare/" in request or "harnesses" in request for request in hub.requests[asked:])
+
+
+@pytest.mark.slow
+def test_xet(tmp_path: Path, made: dict[str, str]) -> None:
+    """The way that weights take where nothing else is asked for. It does not notice a changed weight either."""
+    with Hub(XetHandler) as hub:
+        users = Users(hub, tmp_path, HF_HUB_DISABLE_XET="0")
+        for what in ("model", "tokenizer"):
+            users("push", what=what, folder=made["first"], repo="me/xet")
+        load = {"mode": "b", "repo": "me/xet", "notes": made["first notes"], "facets": BOTH, **FLAG}
+        hub.fail("GET /blocks/", "corrupt middle", None)
+        with pytest.raises(RuntimeError, match="AssertionError: logits"):
+            users("load", **load)
+        hub.faults.clear()
+        assert users("compare_hashes", repo="me/xet") == ["model.safetensors"]
+        users("load", force_download=True, **load)
+        assert users("compare_hashes", repo="me/xet") == []
+        users.close()
+    assert not [request for request in hub.requests if "/lfs/" in request or "/storage/" in request]
+    assert [request for request in hub.requests if "/xorbs/" in request]
+    assert not hub.unknown
