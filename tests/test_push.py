@@ -61,7 +61,10 @@ class Users:
             raise RuntimeError(answer["error"])
         return answer["result"]
 
-    def close(self) -> None:
+    def __enter__(self) -> "Users":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self.process.communicate(timeout=60)
 
 
@@ -85,9 +88,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def users(hub: Hub, home: Path) -> Iterator[Users]:
-    users = Users(hub, home)
-    yield users
-    users.close()
+    with Users(hub, home) as users:
+        yield users
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +157,8 @@ def test_revisions(hub: Hub, users: Users, made: dict[str, str]) -> None:
     old = refs["main"]
     users("push", what="model", folder=made["second"], repo=repo)
     users("load", repo=repo, notes=second, facets=["seq2seq"])
-    for revision in ("v1", old):
-        users("load", mode="b", repo=repo, notes=first, facets=["seq2seq"], revision=revision, **FLAG)
+    users("load", repo=repo, notes=first, facets=["seq2seq"], revision=old)
+    users("load", mode="b", repo=repo, notes=first, facets=["seq2seq"], revision="v1", **FLAG)
 
 
 @pytest.mark.parametrize("how", [{"mode": "a"}, {"mode": "b", **FLAG}], ids=["plugin", "flag"])
@@ -175,27 +177,25 @@ def test_offline(pushed: str, hub: Hub, home: Path, users: Users, made: dict[str
     for how in loads:
         users("load", **wanted, **how)
     asked = len(hub.requests)
-    offline = Users(hub, home, HF_HUB_OFFLINE="1")
-    for how in loads:
-        offline("load", **wanted, **how)
-    with pytest.raises(RuntimeError, match=r"OSError: .*couldn't find them in the cached files"):
-        offline("load", **{**wanted, "repo": "me/never-loaded"})
-    offline.close()
+    with Users(hub, home, HF_HUB_OFFLINE="1") as offline:
+        for how in loads:
+            offline("load", **wanted, **how)
+        with pytest.raises(RuntimeError, match=r"OSError: .*couldn't find them in the cached files"):
+            offline("load", **{**wanted, "repo": "me/never-loaded"})
     assert len(hub.requests) == asked
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer", "config"])
-def test_save_and_push_over_a_folder(what: str, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str]) -> None:
+def test_save_and_push_over_a_folder(
+    what: str, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str], pushed: str
+) -> None:
     """Everything that the repository needs goes up, what lies in the folder already too; files of others do not."""
     repo, into = f"me/saved-{what}", tmp_path / "saved"
     shutil.copytree(made["first"], into)
     (into / "notes.txt").write_text("mine")
     users("save_and_push", what=what, folder=made["first"], repo=repo, into=str(into))
-    users("push", what=what, folder=made["first"], repo=f"me/pushed-{what}")
-    files, expected = hub.files(repo), hub.files(f"me/pushed-{what}")
-    assert "notes.txt" not in files
-    assert {name for name, content in expected.items() if content != files[name]} <= {"README.md"}
-    assert all(name.endswith(".py") for name in files.keys() - expected.keys())  # the folder's other part's
+    files, expected = hub.files(repo), hub.files(pushed)
+    assert {name for name, content in files.items() if content != expected[name]} <= {"README.md"}
     facet = {"model": "seq2seq"}.get(what, what)
     users("load", mode="b", repo=repo, notes=made["first notes"], facets=[facet], **FLAG)
 
@@ -266,10 +266,11 @@ def test_a_commit_whose_answer_was_lost(hub: Hub, users: Users, made: dict[str, 
     hub.fail("/commit/main", "lose answer")
     with pytest.raises(RuntimeError, match="RemoteProtocolError"):
         users("push", **push)
+    weights = (Path(made["second"]) / "model.safetensors").read_bytes()
+    assert hub.files("me/lost") == {**hub.files(pushed), "model.safetensors": weights}
     assert len(commits) == 4
     users("push", **push)
     assert len(commits) == 4
-    users("load", mode="b", repo="me/lost", notes=made["second notes"], facets=BOTH, **FLAG)
 
 
 # What goes wrong while a model is loaded, how often, and what the error says (None: the client gets over it).
@@ -278,12 +279,7 @@ DOWNLOADS = {
     "weights are cut off twice": ("GET /storage/", "cut answer", 2, None),
     "weights are too short": ("GET /storage/", "short answer", 1, CUT),
     "code is too short": ("GET .*/attention.py", "short answer", 1, CUT),
-    "the configuration is always cut off": (
-        "GET .*/config.json",
-        "cut answer",
-        None,
-        "OSError: Can't load the configuration",
-    ),
+    "the configuration is cut off": ("GET .*/config.json", "cut answer", None, "OSError: Can't load the conf"),
     "code is unavailable": ("HEAD .*/attention.py", "unavailable", None, "OSError: We couldn't connect to"),
     "weights are unavailable": ("HEAD .*/model.safetensors", "unavailable", None, "OSError: .*model.safetensors"),
 }
@@ -318,7 +314,7 @@ def test_interrupted_downloads(
     assert fault.times != times or times is None
 
 
-@pytest.mark.parametrize("kind", ["corrupt head", "corrupt middle"])
+@pytest.mark.parametrize("kind", ["corrupt head", pytest.param("corrupt middle", marks=pytest.mark.slow)])
 def test_corrupted_downloads(kind: str, hub: Hub, users: Users, made: dict[str, str], pushed: str) -> None:
     """Of the right size, which is all that the client looks at: what notices, and what mends it."""
     repo = f"me/{kind.replace(' ', '-')}"
@@ -366,8 +362,7 @@ def test_opting_out(hub: Hub, users: Users, made: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_xet(tmp_path: Path, made: dict[str, str]) -> None:
     """The way that weights take where nothing else is asked for. It does not notice a changed weight either."""
-    with Hub(XetHandler) as hub:
-        users = Users(hub, tmp_path, HF_HUB_DISABLE_XET="0")
+    with Hub(XetHandler) as hub, Users(hub, tmp_path, HF_HUB_DISABLE_XET="0") as users:
         for what in ("model", "tokenizer"):
             users("push", what=what, folder=made["first"], repo="me/xet")
         load = {"mode": "b", "repo": "me/xet", "notes": made["first notes"], "facets": BOTH, **FLAG}
@@ -378,7 +373,6 @@ def test_xet(tmp_path: Path, made: dict[str, str]) -> None:
         assert users("compare_hashes", repo="me/xet") == ["model.safetensors"]
         users("load", force_download=True, **load)
         assert users("compare_hashes", repo="me/xet") == []
-        users.close()
     assert not [request for request in hub.requests if "/lfs/" in request or "/storage/" in request]
     assert [request for request in hub.requests if "/xorbs/" in request]
     assert not hub.unknown
