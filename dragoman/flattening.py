@@ -37,10 +37,9 @@ def flat_copies(modules: tuple[str, ...]) -> Mapping[str, str]:
         if f"{module}.py" not in copies:
             wing, source = _read(module)
             body, siblings = flatten(source)
-            if module == modules[0]:
-                body += _companions(modules[1:])
             copies[f"{module}.py"] = _header(wing, module, source) + body
             pending += siblings
+    copies[f"{modules[0]}.py"] += _companions(sorted(name.removesuffix(".py") for name in copies), modules[0])
     return dict(sorted(copies.items()))
 
 
@@ -82,8 +81,12 @@ def _header(wing: str, module: str, source: str) -> str:
     )
 
 
-def _companions(modules: Iterable[str]) -> str:
-    """Ties the other entry points to the first one, which every model saved from a copy brings along."""
-    imports = "".join(f"    from .{module} import *\n" for module in modules)
+def _companions(modules: Iterable[str], first: str) -> str:
+    """Makes the module that is loaded first name all others.
+
+    Every model saved from a copy brings them along then; and where a download broke off, transformers, which looks for
+    missing files no deeper than in those that it has just fetched, gets the rest the next time.
+    """
+    imports = "".join(f"    from .{module} import *\n" for module in modules if module != first)
     reason = "# never runs; transformers copies the files it finds named, so they stay together"
     return f"\n\nif False:  {reason}\n{imports}" if imports else ""

@@ -70,7 +70,7 @@ def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]
                 f"folder, rename the file, or set {SETTING}=0 to save without code."
             )
     for name, text in needed.items():
-        partial = folder / f".{name}.partial"
+        partial = folder / f"_{name}.partial"  # Trainer pushes a folder that is written to, but no file named like this
         partial.write_text(text, "utf-8", newline="\n")
         partial.replace(folder / name)
     for path in folder.glob("*.py"):

@@ -27,7 +27,9 @@ _REPORTS = re.compile(r"(all|train|eval|predict|test)_results\.json|trainer_stat
 _TEXTS = {"README.md", "LICENSE", ".gitattributes"}
 _WEIGHTS = re.compile(r"model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
 _INDEX = re.compile(r"model\.safetensors\.index(\.\w+)?\.json")
-_DOWNLOADS = re.compile(r"\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/[^/]+\.(metadata|lock))")  # of `hf`
+_DOWNLOADS = re.compile(  # of `hf download`
+    r"\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/[^/]+\.(metadata|lock)|trees/[0-9a-f]{40}\.json)"
+)
 _PICKLES = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 
 

@@ -17,14 +17,22 @@ class CheckpointLoading(PreTrainedModel):
 
         Raises:
             ValueError: for a weight that the saved class owns and the folder lacks, or one of another shape.
-            OSError: for a folder without weights, or with weights that are cut off.
+            OSError: for a folder without weights, or weights that are cut off or damaged.
         """
         kwargs.setdefault("use_safetensors", True)
         where = pretrained_model_name_or_path
         folder = None if where is None else Path(where, kwargs.get("subfolder") or "")
         if kwargs["use_safetensors"] and folder is not None and folder.is_dir():
             check_files(folder, kwargs.get("variant"))
-        return super().from_pretrained(where, *args, **kwargs)
+        try:
+            return super().from_pretrained(where, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # whose module the code that travels does not import
+                raise
+            raise OSError(
+                f"The weights of {where} cannot be read ({error}). If a download was damaged, it stays in the cache "
+                "until force_download=True repeats it."
+            ) from error
 
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:

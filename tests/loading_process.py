@@ -1,4 +1,4 @@
-"""Run by test_hub_matrix: loads folders as a user's process would, with or without the plugin, and compares.
+"""Run by test_hub_matrix (and read by hub_process): loads folders as a user's process would, with or without the plugin, and compares.
 
     python loading_process.py JOBS.json
 
@@ -128,14 +128,18 @@ def check(folder: Path, facets: list[str], mode: str) -> dict[str, Any]:
         if mode != "c" or name != "tokenizer":  # with both, transformers takes a tokenizer from either
             home = "dragoman" if mode in "ac" else "transformers_modules"
             assert type(thing).__module__.partition(".")[0] == home, (type(thing), mode)
-        found = describe(thing)
-        assert found.keys() == expected[name].keys()
-        for what, value in expected[name].items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(found[what], value, rtol=0, atol=0, msg=what)
-            else:
-                assert found[what] == value, f"{what}: {found[what]} instead of {value}"
+        compare(describe(thing), expected[name])
     return loaded
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Tensors to the bit."""
+    assert found.keys() == expected.keys()
+    for what, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[what], value, rtol=0, atol=0, msg=what)
+        else:
+            assert found[what] == value, f"{what}: {found[what]} instead of {value}"
 
 
 def check_refusal(folder: Path, note: str) -> None:

@@ -3,14 +3,16 @@
 import ast
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 from transformers.models.auto import modeling_auto
 
 import dragoman
@@ -63,6 +65,9 @@ def test_exactly_the_files_that_are_needed(tmp_path: Path, tokenizer: DragomanTo
             needed |= {entry, *map(Path, get_relative_import_files(entry))}
         assert set(folder.glob("*.py")) == needed
         found[name] = copies(folder)
+        # What is loaded first names all: after a broken download, transformers finds what is missing at this depth only.
+        first = folder / ("tokenization_dragoman.py" if name == "tokenizer" else "configuration_dragoman.py")
+        assert {f"{module}.py" for module in get_relative_imports(first)} == copies(folder).keys() - {first.name}
     assert found["config"] == found["model"] == found["encoder"]
     # Pushed on its own, one must not replace a file of another version that the other relies on.
     assert not found["config"].keys() & found["tokenizer"].keys()
@@ -85,7 +90,8 @@ def test_what_a_copy_says(tmp_path: Path, tokenizer: DragomanTokenizer) -> None:
         for line, was in zip(body, original.splitlines(), strict=False):
             assert line == was or (line.startswith("from .") and was.startswith("from ..")), line
         added = body[len(original.splitlines()) :]
-        assert not added or (name == "configuration_dragoman.py" and added[2].startswith("if False:"))
+        assert bool(added) == (name in ("configuration_dragoman.py", "tokenization_dragoman.py"))
+        assert not added or added[2].startswith("if False:")
         assert not any(node.level > 1 for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
 
 
@@ -110,7 +116,7 @@ def test_same_bytes_in_any_order(tmp_path: Path, tokenizer: DragomanTokenizer) -
         for part in parts:
             part.save_pretrained(tmp_path / folder)
     assert copies(tmp_path / "one") == copies(tmp_path / "two")
-    assert not list(tmp_path.glob("*/.*"))  # nothing half written
+    assert not [path for path in tmp_path.glob("*/*") if path.name.startswith((".", "_"))]  # nothing half written
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
@@ -146,6 +152,21 @@ def test_a_configuration_that_was_copied_gets_its_code(tmp_path: Path, tokenizer
     shutil.copy(tmp_path / "checkpoint" / "config.json", tmp_path / "output")
     tokenizer.save_pretrained(tmp_path / "output")
     assert copies(tmp_path / "checkpoint").items() < copies(tmp_path / "output").items()
+
+
+def test_a_push_beside_the_saving_sees_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer lists its folder in another thread, at any time, and pushes what it finds."""
+    listed: set[str] = set()
+    replace = Path.replace
+
+    def list_and_replace(path: Path, target: Path) -> Path:
+        listed.update(filter_repo_objects(os.listdir(tmp_path), ignore_patterns=["_*", "checkpoint-*"]))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", list_and_replace)
+    tiny().save_pretrained(tmp_path)
+    assert "attention.py" in listed
+    assert listed <= copies(tmp_path).keys()
 
 
 def test_derived_classes_are_not_taken_for_ours(tmp_path: Path, tokenizer: DragomanTokenizer) -> None:
