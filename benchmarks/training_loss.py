@@ -3,7 +3,7 @@
     python benchmarks/training_loss.py
 
 One forward and backward of head and loss alone. Memory: what the process's peak grows by, a process each. Speed: both
-in one process, in turn, medians. Prints a table in Markdown. Linux only.
+in one process, in turn, medians. Prints tables in Markdown. Linux only.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def peak() -> float:
 
 
 def peak_growth_elsewhere(name: str, vocabulary: int) -> float:
-    command = [sys.executable, __file__, "--peak_of", name, "--vocabulary", str(vocabulary)]
+    command = [sys.executable, __file__, "--peak_of", name, "--memory_at", str(vocabulary)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -76,21 +76,24 @@ def speed_ratio(vocabulary: int, repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[8_000, 32_000, 256_000])
+    parser.add_argument("--memory_at", type=int, nargs="*", default=[32_000, 64_000, 256_000], metavar="VOCABULARY")
+    parser.add_argument("--speed_at", type=int, nargs="*", default=[8_000, 32_000], metavar="VOCABULARY")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--peak_of", choices=LOSSES)
-    parser.add_argument("--vocabulary", type=int)
+    parser.add_argument("--peak_of", choices=LOSSES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:
-        print(peak_growth(options.peak_of, options.vocabulary))
+        print(peak_growth(options.peak_of, options.memory_at[0]))
         return
     print(f"{TOKENS} target tokens, hidden size {HIDDEN}, fp32, {torch.get_num_threads()} threads, ", end="")
     print(f"torch {torch.__version__}\n")
-    print("| vocabulary | plain, MiB | chunked, MiB | memory | speed |\n|--:|--:|--:|--:|--:|")
-    for vocabulary in options.vocabularies:
+    print("| vocabulary | plain, MiB | chunked, MiB | memory |\n|--:|--:|--:|--:|")
+    for vocabulary in options.memory_at:
         peaks = {name: peak_growth_elsewhere(name, vocabulary) for name in LOSSES}
-        share, speed = peaks["chunked"] / peaks["plain"], speed_ratio(vocabulary, options.repeats)
-        print(f"| {vocabulary:,} | {peaks['plain']:,.0f} | {peaks['chunked']:,.0f} | {share:.1%} | {speed:.2f}x |")
+        share = peaks["chunked"] / peaks["plain"]
+        print(f"| {vocabulary:,} | {peaks['plain']:,.0f} | {peaks['chunked']:,.0f} | {share:.1%} |", flush=True)
+    print("\n| vocabulary | speed |\n|--:|--:|")
+    for vocabulary in options.speed_at:
+        print(f"| {vocabulary:,} | {speed_ratio(vocabulary, options.repeats):.2f}x |", flush=True)
 
 
 if __name__ == "__main__":
