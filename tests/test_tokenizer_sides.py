@@ -189,6 +189,12 @@ def test_a_missing_or_wrong_language_is_an_error(multilingual, options, message)
         multilingual("a", target_language=["de", "fr"])
 
 
+def test_a_text_without_words_is_a_text(multilingual):
+    de, eos = multilingual.convert_tokens_to_ids(["<2de>", "</s>"])
+    for words, ids in (([], [de, eos]), ([[], []], [[de, eos]] * 2)):
+        assert multilingual(words, is_split_into_words=True, target_language="de").input_ids == ids
+
+
 def test_what_needs_no_language(multilingual, joint):
     assert multilingual(text_target="der Hund").input_ids[-1] == 2
     assert multilingual.tokenize("the dog") == [" the", " dog"]
