@@ -15,6 +15,7 @@ from .hub import OWNERS, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
 
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
+TAGS = ["dragoman", "encoder-decoder"]
 SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
 COMMON = ("vocab_size", "source_vocab_size", "hidden_size", "position_encoding", "norm_type", "norm_placement")
 SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -142,7 +143,7 @@ def stated_facts(summary: Any) -> dict[str, Any]:
         "license": summary.license,
         "pipeline_tag": _first(summary.tasks),
         "base_model": summary.finetuned_from,
-        "tags": ["dragoman", "encoder-decoder", *_listed(summary.tags)],
+        "tags": [*TAGS, *_listed(summary.tags)],
         "datasets": _listed(summary.dataset_tags),
     }
 

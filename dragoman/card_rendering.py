@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from .card_facts import COMMON, SIDED
+from .card_facts import COMMON, SIDED, TAGS
 
 NOTICE = (
     "<!-- Written by dragoman, and again whenever the model is saved, until you change this text: then it is yours. "
@@ -41,7 +41,7 @@ def metadata(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "library_name": "transformers",
         "pipeline_tag": task if writes else None,
         "language": [code for code in languages if re.fullmatch("[a-z]{2,3}", code)] or None,  # the Hub takes no others
-        "tags": ["dragoman", "encoder-decoder"],
+        "tags": TAGS,
         "metrics": list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != "loss")) or None,
         "model-index": eval_results_to_model_index(name, results) if results else None,
     }

@@ -129,7 +129,7 @@ def _ours(content: str) -> ModelCard | None:
 
 def _added_tags(content: str) -> dict[str, Any]:
     """What transformers' form says that is not in every one: push_to_hub(tags=...)."""
-    return {"tags": ModelCard(content).data.tags} if content.strip() else {}
+    return {"tags": ModelCard(content).data.get("tags")} if content.strip() else {}
 
 
 def _read(file: Path) -> str:

@@ -97,7 +97,7 @@ class DragomanTrainer(Seq2SeqTrainer):
         """Take over a card that a person wrote on the Hub: what is pushed from here on replaces the one there."""
         super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero() and self.hub_model_id is not None:
-            adopt(Path(self.args.output_dir), self.hub_model_id, self.args.hub_token)
+            adopt(Path(str(self.args.output_dir)), self.hub_model_id, self.args.hub_token)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of a Dragoman model from all that the stock trainer would put into it."""
@@ -109,7 +109,7 @@ class DragomanTrainer(Seq2SeqTrainer):
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         given.pop("self")
         summary = TrainingSummary.from_trainer(self, **given)
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         live = {"training": summary_facts(summary), "stated": stated_facts(summary)}
         if not refresh(folder, self.hub_model_id or given.get("model_name"), live):
             logger.warning(f"{folder / CARD} is not dragoman's and stays as it is; delete it to have it written anew.")

@@ -29,7 +29,7 @@ class CheckpointSaving(PreTrainedModel):
 
     write_card: ClassVar[Callable[..., Any] | None] = None  # set by `import dragoman`
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,

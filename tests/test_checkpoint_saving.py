@@ -1,5 +1,6 @@
 """A crash while a checkpoint is saved: what is in the folder then is the old one, the new one, or refused."""
 
+import inspect
 import json
 import os
 import re
@@ -210,8 +211,6 @@ def test_an_adapter_replaces_no_model(models: dict[str, Any], tmp_path: Path) ->
 
 
 def test_signature_is_transformers_own() -> None:
-    import inspect
-
     ours, theirs = (
         {name: parameter.default for name, parameter in inspect.signature(cls.save_pretrained).parameters.items()}
         for cls in (DragomanForConditionalGeneration, PreTrainedModel)

@@ -112,12 +112,8 @@ def test_read_back_without_loss(model: Any, tokenizer: DragomanTokenizer, tmp_pa
 def test_two_lines_load_it(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
     """Every snippet of cards of every kind runs, with the package and where it cannot be imported."""
     base, encoder = DragomanModel(model.config), DragomanEncoderModel(model.config)
-    for name, parts in {
-        "full": (model, tokenizer),
-        "base": (base,),
-        "encoder": (encoder,),
-        "ids": (tokenizer,),
-    }.items():
+    saved = {"full": (model, tokenizer), "base": (base,), "encoder": (encoder,), "ids": (tokenizer,)}
+    for name, parts in saved.items():
         for part in parts:
             part.save_pretrained(tmp_path / name)
     snippets: dict[bool, list[str]] = {True: [], False: []}
@@ -126,10 +122,13 @@ def test_two_lines_load_it(model: Any, tokenizer: DragomanTokenizer, tmp_path: P
         assert len(found) == 2
         for snippet in found:
             assert len(snippet.splitlines()) == 2
-            snippets["import dragoman" in snippet].append(snippet)
-    absent = "import sys\nsys.modules['dragoman'] = None\n"
-    for program in ("".join(snippets[True]), absent + "".join(snippets[False])):
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+            first = saved[folder.name][0]  # another class of ours would load too, with new weights
+            loaded = "tokenizer" if first is tokenizer else "model"
+            check = f"assert type({loaded}).__name__ == '{type(first).__name__}'\n"
+            snippets["import dragoman" in snippet].append(snippet + check)
+    absent, there = "import sys\nsys.modules['dragoman'] = None\n", "del sys.modules['dragoman']\n"
+    program = "".join([absent, *snippets[False], there, *snippets[True]])
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_a_folder_without_code_names_one_way(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +302,7 @@ class Hub:
         patch.setattr(model_cards, "hf_hub_download", self.download)
         patch.setattr("huggingface_hub.repocard.hf_hub_download", self.download)
         patch.setattr(transformers_hub, "hf_api", lambda: self)
+        patch.setattr("transformers.trainer.hf_api", lambda: self)
         patch.setattr("dragoman.modeling.checkpoint_saving.HfApi", lambda **_: self)
 
     def download(self, *_: Any, **__: Any) -> str:
@@ -316,8 +316,8 @@ class Hub:
     def create_commit(self, operations: Any, **_: Any) -> None:
         self.take({operation.path_in_repo: Path(operation.path_or_fileobj) for operation in operations})
 
-    def upload_folder(self, folder_path: Path, allow_patterns: list[str], **_: Any) -> None:
-        self.take({name: folder_path / name for name in allow_patterns})
+    def upload_folder(self, folder_path: Path, allow_patterns: Any = ("README.md",), **_: Any) -> None:
+        self.take({name: Path(folder_path, name) for name in allow_patterns})
 
     def take(self, files: dict[str, Path]) -> None:
         self.uploaded = {name: path.read_bytes().decode("utf-8", "replace") for name, path in files.items()}
@@ -376,3 +376,20 @@ def test_a_card_from_the_hub(model: Any, tmp_path: Path, monkeypatch: pytest.Mon
     (folder / "README.md").write_text("# Mine\n")
     adopt(folder, "me/model")
     assert text(folder) == "# Mine\n"
+
+
+def test_the_trainer_pushes(tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own card; once a person edited that on the Hub, theirs, from wherever it is pushed."""
+    hub = Hub(tmp_path, monkeypatch)
+    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+    for folder in ("one", "two"):
+        trainer = run(model, tokenizer, tmp_path / folder, DragomanTrainer, hub_model_id="me/model")
+        trainer.train()
+        trainer.push_to_hub(license="mit")
+        if folder == "one":
+            card = hub.uploaded["README.md"]
+            assert 'from_pretrained("me/model")' in card
+            assert ModelCard(card).data.license == "mit"
+            assert "12.0625" in card
+            hub.readme.write_text("# Mine\n")
+    assert hub.uploaded["README.md"] == text(tmp_path / "two") == "# Mine\n"
