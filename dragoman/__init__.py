@@ -9,6 +9,7 @@ from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
 from .hub import install
+from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .tokenization.tokenization_dragoman import DragomanTokenizer
@@ -23,6 +24,7 @@ AutoModelForTextEncoding.register(DragomanConfig, DragomanEncoderModel, exist_ok
 AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration, exist_ok=True)
 
 install()
+install_cards()
 register_lora_targets()
 
 __all__ = [

@@ -2,15 +2,23 @@
 
 import functools
 import inspect
+import logging
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
 
+from .card_facts import stated_facts, summary_facts
+from .model_cards import CARD, adopt, refresh
 from .modeling.loss import IGNORE_INDEX
+from .modeling.modeling_dragoman import DragomanPreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 class DragomanTrainer(Seq2SeqTrainer):
@@ -19,7 +27,8 @@ class DragomanTrainer(Seq2SeqTrainer):
     The same for every evaluation batch size and number of processes; the stock trainer's is a mean over batches of
     their means, which counts rows that processes repeat to fill their last batch, and smooths with
     ``label_smoothing_factor``. Logits are asked for only where ``compute_metrics`` or ``predict()`` reads them, so
-    that the memory of an evaluation does not grow with the vocabulary. Training is the stock trainer's, and takes any
+    that the memory of an evaluation does not grow with the vocabulary. The model card says all that the stock trainer's
+    does, and is never written over one that a person edited. Training is the stock trainer's, and takes any
     encoder-decoder.
     """
 
@@ -83,6 +92,27 @@ class DragomanTrainer(Seq2SeqTrainer):
         evaluating = self.model is not None and not self.model.training
         count = None if evaluating else num_items_in_batch
         return super().compute_loss(model, inputs, return_outputs, count)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Take over a card that a person wrote on the Hub: what is pushed from here on replaces the one there."""
+        super().init_hf_repo(*args, **kwargs)
+        if self.is_world_process_zero() and self.hub_model_id is not None:
+            adopt(Path(str(self.args.output_dir)), self.hub_model_id, self.args.hub_token)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of a Dragoman model from all that the stock trainer would put into it."""
+        if not isinstance(self.accelerator.unwrap_model(self.model), DragomanPreTrainedModel):
+            super().create_model_card(*args, **kwargs)
+            return
+        if not self.is_world_process_zero():
+            return
+        given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        summary = TrainingSummary.from_trainer(self, **given)
+        folder = Path(str(self.args.output_dir))
+        live = {"training": summary_facts(summary), "stated": stated_facts(summary)}
+        if not refresh(folder, self.hub_model_id or given.get("model_name"), live):
+            logger.warning(f"{folder / CARD} is not dragoman's and stays as it is; delete it to have it written anew.")
 
     def _without_repeated_rows(self, labels: Tensor) -> Tensor:
         """Ignore the rows that accelerate repeats to fill the last batches, as ``gather_for_metrics`` drops them."""

@@ -12,6 +12,7 @@ from .configuration.configuration_dragoman import VERSION
 from .flattening import HEADER, entry_modules, flat_copies
 from .hub import OWNERS, notes, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
+from .modeling.checkpoint_saving import STAGE
 from .tokenization.tokenizer_files import check_fields
 
 # Data that no loader executes. Whatever else lies in a folder is refused, known to be harmful or not.
@@ -108,6 +109,8 @@ def _look(path: Path, name: str, code: str | None) -> Finding:
         return Finding(name, "code", _difference(path, code))
     if _DOWNLOADS.fullmatch(name):
         return Finding(name, "download")
+    if name.startswith(STAGE):
+        return Finding(name, "unknown", "left by a process that died while it saved: delete it")
     if "/" in name:
         return Finding(name, "unknown", "dragoman writes no files into folders")
     if path.suffix == ".py":

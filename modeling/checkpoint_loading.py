@@ -17,11 +17,13 @@ class CheckpointLoading(PreTrainedModel):
 
         Raises:
             ValueError: for a weight that the saved class owns and the folder lacks, or one of another shape.
-            OSError: for a folder without weights, or weights that are cut off or damaged.
+            OSError: for a folder without config.json or weights, or weights that are cut off or damaged.
         """
         kwargs.setdefault("use_safetensors", True)
         where = pretrained_model_name_or_path
         folder = None if where is None else Path(where, kwargs.get("subfolder") or "")
+        if folder is not None and folder.is_dir() and kwargs.get("config") is None:
+            refuse_half_saved(folder)
         if kwargs["use_safetensors"] and folder is not None and folder.is_dir():
             check_files(folder, kwargs.get("variant"))
         try:
@@ -42,6 +44,15 @@ class CheckpointLoading(PreTrainedModel):
             refuse_other_shapes(loading_info.mismatched_keys, where)
         refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
+
+def refuse_half_saved(folder: Path) -> None:
+    """transformers would take the default configuration."""
+    if not (folder / "config.json").is_file():
+        raise OSError(
+            f"{folder} has no config.json, which is written last: saving did not get through, or a copy is not whole. "
+            "Save or copy it again."
+        )
 
 
 def refuse_missing(model: Any, missing: set[str], where: Any) -> None:

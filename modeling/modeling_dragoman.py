@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import TAKE_A_BIAS, LayerSelection
 from .checkpoint_loading import CheckpointLoading
+from .checkpoint_saving import CheckpointSaving
 from .decoder import Decoder
 from .encoder import Encoder
 from .initialization import initialize
@@ -19,7 +20,7 @@ from .position_biases import BIASED_SCHEMES
 from .vocabulary_resizing import VocabularyResizingMixin
 
 
-class DragomanPreTrainedModel(VocabularyResizingMixin, CheckpointLoading):
+class DragomanPreTrainedModel(VocabularyResizingMixin, CheckpointSaving, CheckpointLoading):
     """What transformers needs to know of every Dragoman model."""
 
     config: DragomanConfig

@@ -106,7 +106,7 @@ FACETS: dict[str, tuple[Any, Callable[[Any], dict[str, Any]]]] = {
 
 
 def save(loaded: dict[str, Any], folder: Path, how: str) -> None:
-    """Save into one folder: `config`, `tokenizer`, a model, both in either order, or by a Trainer."""
+    """Save into one folder: `config`, `tokenizer`, `model`, that in many files, several in an order; or by a Trainer."""
     model = next((loaded[name] for name in ("seq2seq", "base", "encoder") if name in loaded), None)
     if how == "trainer":
         arguments = Seq2SeqTrainingArguments(str(folder) + "-runs", report_to=[], use_cpu=True)
@@ -114,7 +114,11 @@ def save(loaded: dict[str, Any], folder: Path, how: str) -> None:
         return
     parts = {"config": loaded.get("config"), "tokenizer": loaded.get("tokenizer"), "model": model}
     for part in how.split("+"):
-        parts[part].save_pretrained(folder)
+        if part == "sharded":
+            model.save_pretrained(folder, max_shard_size="50KB")
+            assert len(list(folder.glob("*.safetensors"))) > 1
+        else:
+            parts[part].save_pretrained(folder)
 
 
 def check(folder: Path, facets: list[str], mode: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ TIERS = [
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files"],
     ["embeddings", "residual", "attention", "padding"],
     ["building", "initialization"],
-    ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing", "checkpoint_loading"],
+    ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing", "checkpoint_loading", "checkpoint_saving"],
     ["modeling_dragoman"],
     ["modeling_conditional_generation"],
 ]

@@ -31,6 +31,7 @@ FOLDERS = {
     "two-trainer": ("trainer", ALL),
     "one-base": ("model", ["config", "base", "encoder"]),
     "two-encoder": ("model", ["config", "encoder"]),
+    "half-sharded": ("sharded+tokenizer", ALL[1:]),
     "two-config": ("config", ["config"]),
     "one-tokenizer": ("tokenizer", ["tokenizer"]),
     "two-tokenizer": ("tokenizer", ["tokenizer"]),
@@ -43,11 +44,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 
 
 def originals() -> dict[str, dict[str, Any]]:
-    """What is saved: with one vocabulary and all ties, and with two and none shared."""
+    """What is saved: with one vocabulary and all ties, the same in bf16, and with two vocabularies and none shared."""
     english, german = ["a dog runs", "two dogs run"], ["ein Hund rennt", "zwei Hunde rennen"]
     made = {}
-    for vocabularies in ("one", "two"):
-        shared = vocabularies == "one"
+    for name in ("one", "half", "two"):
+        shared = name != "two"
         tokenizer = DragomanTokenizer.train(english, german, vocab_size=300, share_vocabulary=shared)
         overrides: dict[str, Any] = {} if shared else {"position_encoding": "sinusoidal", "logits_bias": True}
         config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(**overrides))
@@ -56,13 +57,9 @@ def originals() -> dict[str, dict[str, Any]]:
         base = DragomanModel(config).eval()
         base.load_state_dict(model.model.state_dict())
         encoder.load_state_dict({k: v for k, v in base.state_dict().items() if k.startswith("encoder.")})
-        made[vocabularies] = {
-            "config": config,
-            "seq2seq": model,
-            "base": base,
-            "encoder": encoder,
-            "tokenizer": tokenizer,
-        }
+        dtype = torch.bfloat16 if name == "half" else torch.float32
+        models = {"seq2seq": model.to(dtype), "base": base.to(dtype), "encoder": encoder.to(dtype)}
+        made[name] = {"config": config, **models, "tokenizer": tokenizer}
     return made
 
 

@@ -24,7 +24,6 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     build(tiny()).save_pretrained(folder)
     DragomanTokenizer.train(["a dog"], ["ein Hund"], vocab_size=300, share_vocabulary=False).save_pretrained(folder)
-    (folder / "README.md").write_text("a model card")
     return folder
 
 
@@ -99,6 +98,11 @@ def sub_folder(folder: Path) -> None:
     (folder / "custom_generate" / "generate.py").write_text("import os")
 
 
+def half_saved(folder: Path) -> None:
+    (folder / ".saving-x").mkdir()
+    (folder / ".saving-x" / "config.json").write_text("{}")
+
+
 def older(folder: Path) -> None:
     text = (folder / "loss.py").read_text("utf-8")
     (folder / "loss.py").write_text(text.replace(f"dragoman {dragoman.__version__}", "dragoman 0.0.9"), "utf-8")
@@ -113,6 +117,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pickle in disguise": (lambda f: torch.save({}, f / "model.safetensors"), "model.safetensors", "cut off, or"),
     "link": (link, "norms.py", "a symbolic link"),
     "sub-folder": (sub_folder, "custom_generate/generate.py", "no files into folders"),
+    "died while saving": (half_saved, ".saving-x/config.json", "died while it saved: delete it"),
     "unknown file": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json", "not a file of"),
     "pipe": (lambda f: os.mkfifo(f / "generation_config.json.pipe"), "generation_config.json.pipe", "not a regular"),
     "other auto_map": (edit("config.json", auto_map={"AutoModel": "e/r--x.Y"}), "config.json", "other code"),

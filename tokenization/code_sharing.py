@@ -11,13 +11,14 @@ from .tokenizer_files import check_folder
 
 
 class CodeSharing(TokenizersBackend):
-    """Where `import dragoman` set `export_code`, saving writes the code beside the tokenizer."""
+    """Where `import dragoman` set the hooks, saving writes the code beside the tokenizer, and the card."""
 
     # What the Auto classes find in such a folder, tokenizer_config.json's auto_map. The second is the "fast" class.
     entry_points: ClassVar[dict[str, list[str | None]]] = {
         "AutoTokenizer": ["tokenization_dragoman.DragomanTokenizer", None]
     }
     export_code: ClassVar[Callable[..., Any] | None] = None
+    write_card: ClassVar[Callable[..., Any] | None] = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +41,16 @@ class CodeSharing(TokenizersBackend):
             self.init_kwargs.pop("auto_map", None)  # of the folder that it was loaded from
             self._auto_map = dict(auto_map)
         names = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
+        if self.write_card is not None:
+            self.write_card(save_directory)
         if push_to_hub:  # transformers would push what changes from here on, without the code
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return names
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
+        if self.write_card is not None:
+            self.write_card(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

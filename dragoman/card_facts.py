@@ -1,0 +1,174 @@
+"""What a model card says: read from the files of its folder, so that it is the same whatever was saved last."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .configuration.configuration_dragoman import VERSION
+from .hub import OWNERS, owner_of, relies_on_code
+from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
+
+CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
+TAGS = ["dragoman", "encoder-decoder"]
+SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
+COMMON = ("vocab_size", "source_vocab_size", "hidden_size", "position_encoding", "norm_type", "norm_placement")
+SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+_SAMPLE = 64  # bytes of each weight that tell two trainings apart
+# Of a Trainer's reports: what measures the machine, not the model.
+_MACHINE = ("runtime", "samples", "samples_per_second", "steps_per_second", "epoch", "step", "model_preparation_time")
+
+
+def gather(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything known of a folder. What ``known`` holds stays where the folder lacks the files it came from."""
+    weights = weight_facts(folder)
+    facts = {
+        "model": model_facts(folder, weights) or known.get("model"),
+        "tokenizer": tokenizer_facts(folder) or known.get("tokenizer"),
+        "training": training_facts(folder, weights.get("digest"), known.get("training") or {}),
+        "stated": known.get("stated"),  # by whoever called create_model_card
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
+    owner, fields = owner_of(folder / CONFIG)
+    if owner is None:
+        return {}
+    try:
+        config = owner.from_dict(dict(fields))
+    except Exception:  # loading reports it
+        return {}
+    facts = {"architecture": (config.architectures or [owner.__name__])[0], "has_code": relies_on_code(fields)}
+    facts |= {name: weights[name] for name in ("parameters", "dtype") if name in weights}
+    sided = [f"{side}_{name}" for name in SIDED for side in ("encoder", "decoder")]
+    return facts | {name: getattr(config, name) for name in (*COMMON, *sided) if getattr(config, name) is not None}
+
+
+def tokenizer_facts(folder: Path) -> dict[str, Any]:
+    owner, fields = owner_of(folder / TOKENIZER_CONFIG)
+    if owner is None:
+        return {}
+    return {"languages": list(fields.get("languages") or []), "has_code": relies_on_code(fields)}
+
+
+def weight_facts(folder: Path) -> dict[str, Any]:
+    """Number of parameters, dtype, and a digest of a few bytes of every weight; nothing for what cannot be read."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    parameters, dtypes, digest = 0, set(), hashlib.sha256()
+    try:
+        shards = [whole] if whole.is_file() else [folder / name for name in shard_names(index)]
+        weights: dict[str, tuple[Path, int, Mapping[str, Any]]] = {}
+        for shard in shards:
+            check_safetensors(shard)
+            with shard.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            weights |= {name: (shard, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
+        for name, (shard, start, entry) in sorted(weights.items()):
+            parameters += math.prod(entry["shape"])
+            dtypes.add(str(entry["dtype"]))
+            begin, end = entry["data_offsets"]
+            with shard.open("rb") as file:
+                file.seek(start + begin)
+                digest.update(name.encode() + file.read(min(_SAMPLE, end - begin)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"parameters": parameters, "dtype": ", ".join(sorted(dtypes)), "digest": digest.hexdigest()}
+
+
+def training_facts(folder: Path, weights: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Results and arguments of the training that gave these weights; other weights take none over from ``known``."""
+    if weights is None:
+        return dict(known)
+    own = dict(known) if known.get("weights") in (None, weights) else {"reports": known.get("reports")}
+    found = report_facts(folder)
+    if found and found["reports"] != own.get("reports"):  # else they told of the weights before, too
+        own |= found
+    own["weights"] = weights
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def report_facts(folder: Path) -> dict[str, Any]:
+    """What ``Trainer.save_metrics`` and ``save_state`` left."""
+    digest, reports = hashlib.sha256(), {}
+    for name in ("all_results.json", "trainer_state.json"):
+        try:
+            reports[name] = read_object(folder / name)
+            digest.update((folder / name).read_bytes())
+        except (OSError, ValueError):
+            reports[name] = {}
+    results, state = reports.values()
+    arguments = {
+        "training_steps": state.get("global_step"),
+        "epochs": state.get("epoch"),
+        "train_batch_size": state.get("train_batch_size"),
+    }
+    rows = [
+        row for prefix, split in SPLITS.items() for row in result_rows(_without_prefix(results, f"{prefix}_"), split)
+    ]
+    arguments = {name: value for name, value in arguments.items() if isinstance(value, int | float)}
+    facts = {"results": rows, "arguments": arguments}
+    facts = {name: value for name, value in facts.items() if value}
+    return {**facts, "reports": digest.hexdigest()} if facts else {}
+
+
+def summary_facts(summary: Any) -> dict[str, Any]:
+    """What transformers' ``TrainingSummary`` knows of a live Trainer."""
+    evaluation = {name.lower().replace(" ", "_"): value for name, value in (summary.eval_results or {}).items()}
+    dataset = {
+        "name": _first(summary.dataset),
+        "type": _first(summary.dataset_tags),
+        "config": _first(summary.dataset_args),
+        "split": next((entry.get("split") for entry in summary.dataset_metadata or []), None),
+    }
+    return {
+        "results": result_rows(_without_prefix(evaluation, "eval_") or evaluation, "validation"),
+        "arguments": {name: _plain(value) for name, value in (summary.hyperparameters or {}).items()},
+        "progress": [{name: _plain(v) for name, v in line.items()} for line in summary.eval_lines or []],
+        "dataset": {name: value for name, value in dataset.items() if value is not None},
+        "versions": {"dragoman": VERSION, "transformers": transformers.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def stated_facts(summary: Any) -> dict[str, Any]:
+    """What the caller of ``create_model_card`` said, and transformers found out, for the card's head."""
+    return {
+        "language": _listed(summary.language),
+        "license": summary.license,
+        "pipeline_tag": _first(summary.tasks),
+        "base_model": summary.finetuned_from,
+        "tags": [*TAGS, *_listed(summary.tags)],
+        "datasets": _listed(summary.dataset_tags),
+    }
+
+
+def result_rows(metrics: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """One row a metric that is a finite number."""
+    return [
+        {"split": split, "metric": name, "value": value}
+        for name, value in metrics.items()
+        if type(value) in (int, float) and math.isfinite(value) and not name.startswith(("mem_", *_MACHINE))
+    ]
+
+
+def _without_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(item) for item in value or () if item is not None]
+
+
+def _first(value: Any) -> str | None:
+    return next(iter(_listed(value)), None)
+
+
+def _plain(value: Any) -> Any:
+    """YAML keeps these types apart."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
