@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="N drawn from the others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a mutant has survived")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds of CPU after which a mutant has survived")
     arguments = parser.parse_args()
     mutants, begin = choose(arguments), time.monotonic()
     print(f"seed {arguments.seed}: {len(mutants)} faults\n\nFault | file | verdict | time", flush=True)
