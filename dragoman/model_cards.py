@@ -74,7 +74,7 @@ def refresh(folder: Path, name: str | None = None, live: Mapping[str, Any] | Non
     head = merge(head, before, metadata(name, facts))
     head[KEY] = {"version": VERSION, HASH: _hash(text), "name": name, **facts}
     data = ModelCardData(**head)
-    partial = file.with_name(f".{CARD}.partial")
+    partial = file.with_name(f"_{CARD}.partial")  # as for code: Trainer does not push it
     # Parsed and written once more, the fields have the order in which ModelCard leaves them.
     partial.write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), "utf-8", newline="\n")
     partial.replace(file)
