@@ -108,7 +108,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
-    """Move what was written in ``stage`` into ``folder``, remove what it replaces; the names of what was written."""
+    """Move what was written in ``stage`` into ``folder``, remove what it replaces; the names of the model's files."""
     new = {path.name for path in stage.iterdir()}
     moves = sorted(name for name in new if not _is_same(stage / name, folder / name))
     old = {path.name for path in _seen(folder)} - new
@@ -121,7 +121,7 @@ def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
         (folder / name).unlink()
     for name in moves:
         (stage / name).replace(folder / name)
-    return sorted(new)
+    return sorted(new - set(SEEN))  # the tokenizer's own file was only looked at
 
 
 def _seen(folder: Path) -> list[Path]:
