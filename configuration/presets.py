@@ -52,7 +52,7 @@ def multi30k_tiny(**overrides: Any) -> DragomanConfig:
 
 
 def modern_base(**overrides: Any) -> DragomanConfig:
-    """About as many parameters as the base model, from today's parts: RMSNorm, rotary, SwiGLU, grouped keys and values."""
+    """About as many parameters as the base model, of today: RMSNorm, rotary, SwiGLU, grouped keys and values."""
     modern = {
         **_sizes(6, 512, 1408, 8),  # three matrices of 1408 cost what two of 2048 do
         **_both("num_key_value_heads", 4),
