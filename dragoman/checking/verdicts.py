@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 # Rounding in fp32 stays a decade below these; the faults they are for lie far above.
@@ -104,8 +103,3 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().double(), expected.detach().double()
     error = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
     return error if error == error else float("inf")
-
-
-def flatten(rows: Tensor, mask: Tensor) -> Tensor:
-    """The vectors at real positions: (B, T, V) and (B, T) to (N, V)."""
-    return rows[mask.to(torch.bool)]
