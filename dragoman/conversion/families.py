@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -37,6 +38,7 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class in transformers
+    tokenizer: ClassVar[str]  # the class of its tokenizer, where a folder does not name one
     fields: ClassVar[Mapping[str, str]]  # of their configuration: of ours, with the same value
     constants: ClassVar[Mapping[str, Any]]  # fields of ours that have one value in the whole family
     modules: ClassVar[Mapping[str, str]]  # theirs: ours; {} is the number of a layer. Their parameters are called alike
@@ -85,7 +87,7 @@ class Family:
         problems = self.problems_of(config)
         try:
             ours = DragomanConfig(**fields)
-        except ValueError as error:
+        except (ValueError, StrictDataclassError) as error:
             raise ConversionError(self.model_type, [*problems, str(error)]) from error
 
         shapes = _shapes(DragomanForConditionalGeneration, ours)
@@ -167,6 +169,14 @@ class Family:
         return any(re.search(pattern, name) for pattern in patterns)
 
 
+def with_ties(config: DragomanConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A file of ours holds a tied tensor once; here it goes by all of its names."""
+    owners = {TARGET: SOURCE} if config.share_embeddings else {}
+    if config.tie_word_embeddings:
+        owners[HEAD] = owners.get(TARGET, TARGET)
+    return {**tensors, **{name: tensors[owner] for name, owner in owners.items() if owner in tensors}}
+
+
 def _first(names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> str:
     """The first of ``names`` that is there; if none is, the first, which will be reported as missing."""
     return next((name for name in names if name in tensors), names[0])
@@ -203,4 +213,5 @@ def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
         return True
     offset, (rows, size) = config.position_offset, tensor.shape
     expected = sinusoids(rows, size, config.sinusoidal_endpoint)
-    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < 1e-3)
+    tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
+    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)

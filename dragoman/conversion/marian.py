@@ -18,6 +18,7 @@ from .fairseq_layout import FairseqFamily
 class Marian(FairseqFamily):
     model_type = "marian"
     architecture = "MarianMTModel"
+    tokenizer = "MarianTokenizer"
     fields: ClassVar[Mapping[str, str]] = {
         **{theirs: ours for theirs, ours in FairseqFamily.fields.items() if theirs != "vocab_size"},
         "decoder_vocab_size": "vocab_size",

@@ -4,7 +4,7 @@ from .families import ConversionError, Family
 from .marian import Marian
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(),)}
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {"dragoman": "it is Dragoman's own"}
 
 
 def family_of(model_type: str) -> Family:
