@@ -12,6 +12,7 @@ from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .quantization import quantize
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 from .trainer import DragomanTrainer
 
@@ -36,4 +37,5 @@ __all__ = [
     "DragomanTrainer",
     "__version__",
     "presets",
+    "quantize",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .checkpoint_files import check_files
+from .int8_modules import Int8Matrix
 
 
 class CheckpointLoading(PreTrainedModel):
@@ -42,6 +43,7 @@ class CheckpointLoading(PreTrainedModel):
         where = load_config.pretrained_model_name_or_path
         if not load_config.ignore_mismatched_sizes:
             refuse_other_shapes(loading_info.mismatched_keys, where)
+        refuse_other_types(model, where)
         refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
@@ -76,6 +78,18 @@ def refuse_other_shapes(mismatched: set[tuple[str, Any, Any]], where: Any) -> No
         raise ValueError(
             f"{where} holds weights of other shapes than its configuration says: {found}. Does config.json belong to "
             "them? ignore_mismatched_sizes=True draws such weights anew."
+        )
+
+
+def refuse_other_types(model: Any, where: Any) -> None:
+    """transformers casts one floating type to another, and takes anything else as it comes."""
+    int8 = {id(module.weight) for module in model.modules() if isinstance(module, Int8Matrix)}
+    wrong = [name for name, p in model.named_parameters() if p.is_floating_point() == (id(p) in int8)]
+    if wrong:
+        raise ValueError(
+            f"{where} holds weights of another type than its configuration says: {_some(sorted(wrong))} must be "
+            f"{'int8, as quantization_config in config.json says' if int8 else 'floating-point numbers'}. Does "
+            "config.json belong to them?"
         )
 
 
