@@ -13,6 +13,7 @@ from torch import Tensor
 LARGEST = 127  # of the integers, on either side of 0
 _CENTRE = 128  # activations are stored as 1 … 255
 _ROUNDING = torch.tensor(_CENTRE + 0.5)  # the conversion to uint8 cuts
+_NOTHING = torch.tensor(0.0)
 
 
 def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,9 +47,7 @@ def int8_product(x: Tensor, transposed: Tensor, scale: Tensor, correction: Tenso
     # A row of zeros is 0/0 here, whatever that is as an integer, and 0 again once multiplied by its largest.
     levels = torch.addcdiv(_ROUNDING, x, largest, value=LARGEST).to(torch.uint8)
     product = torch.addcmul(correction, torch._int_mm(levels, transposed), scale)
-    if bias is None:
-        return product.mul_(largest).div_(LARGEST)
-    return torch.addcmul(bias, product, largest, value=1 / LARGEST)
+    return torch.addcmul(_NOTHING if bias is None else bias, product, largest, value=1 / LARGEST)
 
 
 @cache

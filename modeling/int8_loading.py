@@ -57,6 +57,10 @@ class Int8Quantizer(HfQuantizer):
             )
         return dtype
 
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Numbers are not cut to int8: where they are no int8 yet, the model refuses them."""
+        return None if dtype == torch.int8 else super().get_new_dtype(converter, param, dtype)
+
     # The model acts itself: code beside checkpoints has classes of its own, whoever registered the quantizer first.
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         model.become_int8()
@@ -68,9 +72,9 @@ class Int8Quantizer(HfQuantizer):
             logger.warning(f"This machine cannot use the int8 weights, which are fp32 from now on: {reason}.")
             self.dequantize(model)
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         model.become_fp32()
-        return model.to(dtype)
+        return model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
     def remove_quantization_config(self, model: Any) -> None:
         super().remove_quantization_config(model)
