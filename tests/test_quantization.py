@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncod
 import dragoman
 from dragoman import DragomanForConditionalGeneration, DragomanModel
 from dragoman.verification import verify
-from support import OPTIONS, batch, build, configured, describe, pairwise, relative_error, tiny
+from support import OPTIONS, ROOT, batch, build, configured, describe, pairwise, relative_error, tiny
 
 Model = DragomanForConditionalGeneration
 TYINGS = [(tied, shared) for tied in (True, False) for shared in (True, False)]
@@ -428,7 +428,9 @@ def test_folders_that_contradict_themselves(model: Model, quantized: Model, tmp_
 
     model.save_pretrained(tmp_path)
     change(tmp_path, quantization_config={"quant_method": "dragoman_int8"})
-    with pytest.raises(ValueError, match=r"another type than quantization_config in its config\.json says: .*q_proj\.weight"):
+    with pytest.raises(
+        ValueError, match=r"another type than quantization_config in its config\.json says: .*q_proj\.weight"
+    ):
         load()
     quantized.save_pretrained(tmp_path)
     change(tmp_path, quantization_config=None)
@@ -517,6 +519,20 @@ def test_the_folder_passes_and_describes_itself(quantized: Model, tmp_path: Path
     assert [finding for finding in verify(tmp_path) if finding.problem] == []
     card = (tmp_path / "README.md").read_text("utf-8")
     assert f"with {quantized.num_parameters():,} parameters (int8 weights with fp32 scales, for the CPU)" in card
+
+
+def test_what_the_document_shows_runs(tmp_path: Path) -> None:
+    document = (ROOT / "docs" / "quantization.md").read_text("utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert len(snippets) == 2
+    tokenizer = dragoman.DragomanTokenizer.train(["a dog runs"], ["ein Hund rennt"], vocab_size=300)
+    config = dragoman.DragomanConfig.from_tokenizer(tokenizer, preset="tiny")
+    tokenizer.save_pretrained(tmp_path / "my-model")
+    DragomanForConditionalGeneration(config).save_pretrained(tmp_path / "my-model")
+    for snippet in snippets:
+        subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    links = re.findall(r"\]\(([^)#:]+)\)", document)
+    assert all((ROOT / "docs" / link).exists() for link in links)
 
 
 WITHOUT_PLUGIN = """
