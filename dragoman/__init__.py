@@ -13,6 +13,7 @@ from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .quantization import quantize
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 from .trainer import DragomanTrainer
 
@@ -39,4 +40,5 @@ __all__ = [
     "convert_from",
     "convert_to",
     "presets",
+    "quantize",
 ]
