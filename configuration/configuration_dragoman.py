@@ -89,7 +89,8 @@ class DragomanConfig(PreTrainedConfig):
     # Positions
     position_encoding: Literal["sinusoidal", "learned", "rotary", "alibi", "relative", "none"] = "sinusoidal"
     max_position_embeddings: int = 1024  # a hard limit for sinusoidal and learned; the others have none
-    position_offset: int = 0  # rows before position 0 in a learned table: 2 for BART
+    position_offset: int = 0  # the row of position 0 in a learned or sinusoidal table: 2 for BART, FSMT and M2M100
+    sinusoidal_endpoint: bool = False  # wavelengths to 20000π itself: Marian no; M2M100, FSMT, OpenNMT-tf yes
     rope_parameters: RopeParameters | dict[str, Any] | None = None
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128

@@ -88,11 +88,17 @@ def check_positions(config: Any) -> None:
             "position_encoding='sinusoidal' needs an even hidden_size (sine and cosine pairs), got "
             f"{config.hidden_size}."
         )
-    if config.position_offset and scheme != "learned":
+    if config.position_offset and scheme not in ("learned", "sinusoidal"):
         raise ValueError(
-            f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0."
+            f"position_offset counts rows of a table; with position_encoding={scheme!r}, which has none, set it to 0."
         )
-    if scheme == "sinusoidal" and config.max_position_embeddings * config.hidden_size > _LARGEST_TABLE:
+    if config.sinusoidal_endpoint and (scheme != "sinusoidal" or config.hidden_size < 4):
+        raise ValueError(
+            "sinusoidal_endpoint=True needs position_encoding='sinusoidal' and a hidden_size of at least 4, got "
+            f"{scheme!r} and {config.hidden_size}."
+        )
+    rows = config.max_position_embeddings + config.position_offset
+    if scheme == "sinusoidal" and rows * config.hidden_size > _LARGEST_TABLE:
         raise ValueError(
             f"position_encoding='sinusoidal' with max_position_embeddings {config.max_position_embeddings} and "
             f"hidden_size {config.hidden_size} needs a table of more than {_LARGEST_TABLE} numbers: choose fewer "

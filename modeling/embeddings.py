@@ -44,7 +44,7 @@ class InputEmbedding(nn.Module):
         size, limit = config.hidden_size, config.max_position_embeddings
         self.positions: SinusoidalPositions | LearnedPositions | None = None
         if config.position_encoding == "sinusoidal":
-            self.positions = SinusoidalPositions(limit, size)
+            self.positions = SinusoidalPositions(limit, size, config.position_offset, config.sinusoidal_endpoint)
         elif config.position_encoding == "learned":
             self.positions = LearnedPositions(limit, size, config.position_offset)
         self.max_length = limit

@@ -25,21 +25,25 @@ def positions_of(attention_mask: Tensor | None, length: int, device: torch.devic
 class SinusoidalPositions(nn.Module):
     """``[sin(p · ωᵢ), cos(p · ωᵢ)]`` with ``ωᵢ = 10000^(−2i/C)``: a geometric range of wavelengths.
 
-    Vaswani et al. 2017, section 3.5, sines in the first half of the channels and cosines in the second.
+    Vaswani et al. 2017, section 3.5, sines in the first half of the channels and cosines in the second. With
+    ``endpoint`` the last frequency is 1/10000 itself, ``ωᵢ = 10000^(−2i/(C−2))``, as in the authors' tensor2tensor.
+    The first token stands at ``p = offset``.
     """
 
-    def __init__(self, num_positions: int, size: int) -> None:
+    def __init__(self, num_positions: int, size: int, offset: int = 0, endpoint: bool = False) -> None:
         super().__init__()
-        self.table = nn.Buffer(sinusoids(num_positions, size), persistent=False)
+        self.offset = offset
+        self.endpoint = endpoint
+        self.table = nn.Buffer(sinusoids(num_positions, size, offset, endpoint), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.table)  # (B, T, C)
 
 
-def sinusoids(num_positions: int, size: int) -> Tensor:
+def sinusoids(num_positions: int, size: int, offset: int = 0, endpoint: bool = False) -> Tensor:
     """The table ``(num_positions, size)``, computed in float64."""
-    frequencies = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    frequencies = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / (size - 2 if endpoint else size))
+    angles = torch.arange(offset, offset + num_positions, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(torch.get_default_dtype())
 
 

@@ -1,0 +1,1 @@
+"""Weights of other families and engines, in and out: one file a family."""

@@ -1,0 +1,109 @@
+"""The tokens of a CTranslate2 model: which ids Dragoman gives them, and a tokenizer where they say how text is cut.
+
+The engine takes tokens, not text. Where every token is one character, text is cut into characters; otherwise tokens
+stand between white space, as in the files that the engine's own commands read. Tokens that hold white space leave no
+way to tell; then there is no tokenizer. A folder that ``write_ctranslate2`` wrote carries its own.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer
+
+from ..tokenization.tokenization_dragoman import DragomanTokenizer
+from .ctranslate2_files import EngineModel
+
+PADDING = ("<pad>", "<blank>", "[PAD]")  # the engine needs none: by name
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """Tokens of both sides in the order of their ids here, and the engine's row of each."""
+
+    source: list[str]
+    target: list[str]
+    source_rows: list[int]
+    target_rows: list[int]
+    special: dict[str, str | None]  # pad_token, bos_token, eos_token, unk_token
+
+    def id(self, name: str) -> int | None:
+        token = self.special[name]
+        return None if token is None else self.target.index(token)
+
+
+def order_tokens(engine: EngineModel) -> TokenOrder:
+    """Ids as they are, where special tokens have the same on both sides; else those come first on both.
+
+    Raises ValueError for tokens that are missing.
+    """
+    source, target, settings = engine.source_tokens, engine.target_tokens, engine.settings
+    special: dict[str, str | None] = {
+        "pad_token": next((token for token in PADDING if token in source and token in target), None),
+        "bos_token": settings.get("bos_token") or "<s>",
+        "eos_token": settings.get("eos_token") or "</s>",
+        "unk_token": settings.get("unk_token") or "<unk>",
+    }
+    if special["bos_token"] not in target:
+        special["bos_token"] = None
+    for name in ("pad_token", "eos_token"):
+        if special[name] not in target or special[name] not in source:
+            looked_for = " or ".join(PADDING) if name == "pad_token" else repr(special[name])
+            raise ValueError(f"Dragoman needs a {name} in both vocabularies, and {looked_for} is not in both.")
+    tokens = [token for token in special.values() if token is not None]
+    in_both = [token for token in dict.fromkeys(tokens) if token in source and token in target]
+    if all(source.index(token) == target.index(token) for token in in_both):
+        sides = (source, target)
+    else:
+        sides = tuple([*in_both, *(token for token in side if token not in in_both)] for side in (source, target))
+    rows = [
+        [places[token] for token in side] for side, places in zip(sides, map(_places, (source, target)), strict=True)
+    ]
+    return TokenOrder(*sides, *rows, special)
+
+
+def _places(tokens: list[str]) -> dict[str, int]:
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
+    """The folder's own tokenizer, or one made of the tokens, or None."""
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        ours = json.loads(config.read_text("utf-8")).get("tokenizer_class") == "DragomanTokenizer"
+        return (DragomanTokenizer if ours else AutoTokenizer).from_pretrained(str(folder))
+    if not all(map(_can_cut, (order.source, order.target), (order, order))):
+        return None
+    settings, end = engine.settings, [order.special["eos_token"]]
+    before = [order.special["bos_token"]] if settings.get("add_source_bos") else []
+    behind = end if settings.get("add_source_eos") else []
+    source, target = _tokenizer(order.source, order, before, behind), _tokenizer(order.target, order, [], end)
+    shared = source.to_str() == target.to_str()
+    return DragomanTokenizer(
+        tokenizer_object=source, target_tokenizer_object=None if shared else target, **order.special
+    )
+
+
+def _are_characters(tokens: list[str], order: TokenOrder) -> bool:
+    return all(len(token) == 1 or token in order.special.values() for token in tokens)
+
+
+def _can_cut(tokens: list[str], order: TokenOrder) -> bool:
+    return _are_characters(tokens, order) or not any(any(map(str.isspace, token)) for token in tokens)
+
+
+def _tokenizer(tokens: list[str], order: TokenOrder, before: list[str | None], behind: list[str | None]) -> Tokenizer:
+    special = [token for token in dict.fromkeys(order.special.values()) if token is not None and token in tokens]
+    tokenizer = Tokenizer(models.WordLevel(_places(tokens), order.special["unk_token"]))
+    if _are_characters(tokens, order):
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    parts = [*before, "$A", *behind]
+    named = [(token, tokens.index(token)) for token in {*before, *behind} if token is not None]
+    tokenizer.post_processor = processors.TemplateProcessing(single=parts, pair=[*parts, "$B"], special_tokens=named)
+    return tokenizer
