@@ -30,7 +30,8 @@ def initialize(module: nn.Module, config: DragomanConfig) -> None:
     """Fill the parameters and buffers of ``module``, by its role."""
     fixed, per_channel = config.initializer_range, config.hidden_size**-0.5
     if isinstance(module, SinusoidalPositions):
-        init.copy_(module.table, sinusoids(*module.table.shape, module.offset, module.endpoint))
+        rows, size = module.table.shape
+        init.copy_(module.table, sinusoids(rows, size, module.offset, module.endpoint))
     elif isinstance(module, AlibiBias):
         init.copy_(module.slopes, alibi_slopes(len(module.slopes)))
     elif isinstance(module, LearnedPositions):

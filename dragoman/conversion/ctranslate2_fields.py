@@ -20,7 +20,13 @@ _NEWEST_REVISION = 7
 # Of no consequence: which attention counts as the alignment, and how several source embeddings would be merged.
 _IGNORED = {
     *(f"{side}{name}" for side in ("", "decoder/") for name in ("alignment_layer", "alignment_heads")),
-    *("embeddings_merge", "encoder/embeddings_merge", "decoder/alibi_use_positive_positions", "decoder/scale_alibi"),
+    *(
+        "encoder/multi_query_attention",
+        "embeddings_merge",
+        "encoder/embeddings_merge",
+        "decoder/alibi_use_positive_positions",
+        "decoder/scale_alibi",
+    ),
 }
 
 
@@ -34,7 +40,7 @@ def read_fields(
     """
     if engine.specification not in _DEFAULT_HEADS or not 2 <= engine.revision <= _NEWEST_REVISION:
         raise ValueError(
-            f"The model is {engine.specification!r:.60}, revision {engine.revision}; only encoder-decoders can be read: "
+            f"The model is {engine.specification!r:.60}, revision {engine.revision}; what can be read: "
             f"{', '.join(_DEFAULT_HEADS)}, revision 2 to {_NEWEST_REVISION}."
         )
     tensors = {name: value for name, value in variables.items() if value.dim()}
@@ -157,9 +163,15 @@ def _positions(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
     def read(name: str, default: Any) -> Any:
         return reading.one([f"{scope}/{name}" for scope in scopes], default)
 
-    if (turned := read("rotary_dim", None)) is not None:
-        if any(turned not in (0, head_dim) for head_dim in reading.head_dims):
-            reading.problems.append(f"rotary positions turn {turned} channels of a head, not all")
+    turned = [
+        reading.one([f"{scope}/rotary_dim" for scope in _attentions(tensors, side, self_only=True)], None)
+        for side in SIDES
+    ]
+    if turned != [None, None]:
+        if any(
+            channels not in (0, all_of_them) for channels, all_of_them in zip(turned, reading.head_dims, strict=True)
+        ):
+            reading.problems.append(f"rotary positions turn {turned} channels of a head, not all {reading.head_dims}")
         if read("rotary_interleave", 1):
             reading.problems.append("rotary positions turn neighbouring channels, not those of the two halves")
         parameters = {"rope_type": "default", "rope_theta": read("rotary_base", 10000.0)}
@@ -184,10 +196,10 @@ def _positions(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "relative_attention_max_distance": distance,
             "relative_attention_per_layer": per_layer,
         }
-    tables = [tensors.get(f"{side}/{ENCODINGS}") for side in SIDES]
-    if tables[0] is None and tables[1] is None:  # computed by the engine
+    tables = [tensors[name] for side in SIDES if (name := f"{side}/{ENCODINGS}") in tensors]
+    if not tables:  # computed by the engine
         return {"position_encoding": "sinusoidal", "sinusoidal_endpoint": True, "position_offset": 1}
-    if tables[0] is None or tables[1] is None:
+    if len(tables) == 1:
         reading.problems.append("one side has a table of positions and the other has none")
         return {"position_encoding": "none"}
     size = {"max_position_embeddings": reading.agree("the number of positions", map(len, tables))}
@@ -199,16 +211,17 @@ def _positions(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return formula if formula["position_encoding"] == "none" else {**formula, **size}
 
 
-def _formula(tables: list[Tensor | None]) -> dict[str, Any] | None:
+def _formula(tables: list[Tensor]) -> dict[str, Any] | None:
     """How Dragoman computes both tables to the bit, if it does."""
     first, second = tables
-    if first is None or second is None or not torch.equal(first, second):
+    rows, size = first.shape
+    if not torch.equal(first, second):
         return None
     if not first.any():
         return {"position_encoding": "none"}
     for offset in range(3):
         for endpoint in (False, True):
-            if first.shape[1] >= 4 and torch.equal(first, sinusoids(*first.shape, offset, endpoint).float()):
+            if size >= 4 and torch.equal(first, sinusoids(rows, size, offset, endpoint)):
                 return {
                     "position_encoding": "sinusoidal",
                     "position_offset": offset,

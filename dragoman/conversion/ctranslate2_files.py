@@ -54,7 +54,7 @@ def is_ctranslate2_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def read_folder(path: str | os.PathLike[str]) -> EngineModel:
-    """Raises FileNotFoundError for a file that is missing, ValueError for one that is cut, broken or of another kind."""
+    """Raises FileNotFoundError for a file that is missing, ValueError for one that is cut, broken or foreign."""
     folder = Path(path)
     if not (folder / "model.bin").is_file():
         raise FileNotFoundError(f"{folder} has no model.bin: it is no model of CTranslate2.")

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .ctranslate2_fields import read_fields
-from .ctranslate2_files import EngineModel, read_folder
+from .ctranslate2_files import read_folder
 from .ctranslate2_layout import parameter_map
-from .ctranslate2_tokens import TokenOrder, order_tokens, read_tokenizer
+from .ctranslate2_tokens import order_tokens, read_tokenizer
 
 _BY_TOKEN = {  # variables that have a row for each token, and whose tokens
     "encoder/embeddings_0/weight": "source",
@@ -64,7 +64,8 @@ def _state(
     config: DragomanConfig, tensors: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Parameters cut out of the engine's variables, and what is missing, left over or of another shape."""
-    state, problems, used = {}, [], set()
+    state: dict[str, Tensor] = {}
+    problems, used = [], set()
     for variable, names in parameter_map(config).items():
         used.add(variable)
         rows = [len(expected[name]) for name in names]

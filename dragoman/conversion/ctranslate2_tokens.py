@@ -55,13 +55,13 @@ def order_tokens(engine: EngineModel) -> TokenOrder:
     tokens = [token for token in special.values() if token is not None]
     in_both = [token for token in dict.fromkeys(tokens) if token in source and token in target]
     if all(source.index(token) == target.index(token) for token in in_both):
-        sides = (source, target)
+        sides = [source, target]
     else:
-        sides = tuple([*in_both, *(token for token in side if token not in in_both)] for side in (source, target))
+        sides = [[*in_both, *(token for token in side if token not in in_both)] for side in (source, target)]
     rows = [
         [places[token] for token in side] for side, places in zip(sides, map(_places, (source, target)), strict=True)
     ]
-    return TokenOrder(*sides, *rows, special)
+    return TokenOrder(sides[0], sides[1], rows[0], rows[1], special)
 
 
 def _places(tokens: list[str]) -> dict[str, int]:
@@ -81,9 +81,8 @@ def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
     behind = end if settings.get("add_source_eos") else []
     source, target = _tokenizer(order.source, order, before, behind), _tokenizer(order.target, order, [], end)
     shared = source.to_str() == target.to_str()
-    return DragomanTokenizer(
-        tokenizer_object=source, target_tokenizer_object=None if shared else target, **order.special
-    )
+    names: dict[str, Any] = {**order.special}
+    return DragomanTokenizer(tokenizer_object=source, target_tokenizer_object=None if shared else target, **names)
 
 
 def _are_characters(tokens: list[str], order: TokenOrder) -> bool:
