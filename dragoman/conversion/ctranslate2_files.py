@@ -24,6 +24,11 @@ from torch import Tensor
 VERSIONS = range(2, 7)
 _TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _TYPES_OF_SIZE = {4: torch.float32, 2: torch.int16, 1: torch.int8}
+_SETTINGS: dict[tuple[type, ...], str] = {  # null is allowed everywhere
+    (str,): "bos_token eos_token unk_token decoder_start_token",
+    (bool,): "add_source_bos add_source_eos",
+    (float,): "layer_norm_epsilon",
+}
 _OLD_INT16_SCALE = 1000.0  # of files that do not say
 
 
@@ -63,7 +68,7 @@ def read_folder(path: str | os.PathLike[str]) -> EngineModel:
     specification, revision, variables = read_variables(folder / "model.bin")
     settings = _old_settings(variables)
     if (folder / "config.json").is_file():
-        settings |= _read_json(folder / "config.json", dict)
+        settings |= _check_settings(read_json(folder / "config.json", dict))
     unknown = settings.get("unk_token") or "<unk>"
     sides = [_read_tokens(folder, side, unknown) for side in ("source", "target")]
     return EngineModel(specification, revision, _dequantize(variables), settings, *sides)
@@ -101,6 +106,14 @@ def _old_settings(variables: dict[str, Tensor]) -> dict[str, Any]:
     settings: dict[str, Any] = {name: bool(variables.pop(flag)) for name, flag in flags.items() if flag in variables}
     if not variables.pop("with_target_bos", torch.tensor(1)):
         settings["decoder_start_token"] = "</s>"
+    return settings
+
+
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    for kind, names in _SETTINGS.items():
+        for name in names.split():
+            if not isinstance(settings.get(name), (*kind, type(None))):
+                raise ValueError(f"config.json: {name} must not be {settings[name]!r:.60}.")
     return settings
 
 
@@ -170,7 +183,7 @@ def _dequantize(variables: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_tokens(folder: Path, side: str, unknown: str) -> list[str]:
     for stem in ("shared_vocabulary", f"{side}_vocabulary"):
         if (path := folder / f"{stem}.json").is_file():
-            tokens = _read_json(path, list)
+            tokens = read_json(path, list)
             break
         if (path := folder / f"{stem}.txt").is_file():
             try:
@@ -187,7 +200,7 @@ def _read_tokens(folder: Path, side: str, unknown: str) -> list[str]:
     return tokens if unknown in tokens else [*tokens, unknown]  # as the engine does
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

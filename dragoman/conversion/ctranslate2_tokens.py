@@ -5,16 +5,18 @@ stand between white space, as in the files that the engine's own commands read. 
 way to tell; then there is no tokenizer. A folder that ``write_ctranslate2`` wrote carries its own.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from ..tokenization.tokenization_dragoman import DragomanTokenizer
-from .ctranslate2_files import EngineModel
+from .ctranslate2_files import EngineModel, read_json
+
+logger = logging.get_logger(__name__)
 
 PADDING = ("<pad>", "<blank>", "[PAD]")  # the engine needs none: by name
 
@@ -69,11 +71,16 @@ def _places(tokens: list[str]) -> dict[str, int]:
 
 
 def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
-    """The folder's own tokenizer, or one made of the tokens, or None."""
+    """The folder's own tokenizer if it has these tokens, or one made of them, or None."""
     config = folder / "tokenizer_config.json"
     if config.is_file():
-        ours = json.loads(config.read_text("utf-8")).get("tokenizer_class") == "DragomanTokenizer"
-        return (DragomanTokenizer if ours else AutoTokenizer).from_pretrained(str(folder))
+        ours = read_json(config, dict).get("tokenizer_class") == "DragomanTokenizer"
+        loader: Any = DragomanTokenizer if ours else AutoTokenizer
+        tokenizer = loader.from_pretrained(str(folder), trust_remote_code=False)
+        found = zip(tokens_of(tokenizer), (order.source, order.target), strict=True)
+        if all(tokens == expected[: len(tokens)] for tokens, expected in found):
+            return tokenizer
+        logger.warning(f"The tokenizer in {folder} has other tokens than the model there: it is not used.")
     if not all(map(_can_cut, (order.source, order.target), (order, order))):
         return None
     settings, end = engine.settings, [order.special["eos_token"]]
@@ -83,6 +90,16 @@ def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
     shared = source.to_str() == target.to_str()
     names: dict[str, Any] = {**order.special}
     return DragomanTokenizer(tokenizer_object=source, target_tokenizer_object=None if shared else target, **names)
+
+
+def tokens_of(tokenizer: Any) -> list[list[str]]:
+    """Source and target tokens in the order of their ids; ids without a token get a name."""
+    backends = getattr(tokenizer, "_vocabularies", None)  # of a DragomanTokenizer: one a side
+    if backends is None:
+        sides = [tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))] * 2
+    else:
+        sides = [[backend.id_to_token(i) for i in range(backend.get_vocab_size())] for backend in backends]
+    return [[f"<no token {i}>" if token is None else token for i, token in enumerate(side)] for side in sides]
 
 
 def _are_characters(tokens: list[str], order: TokenOrder) -> bool:

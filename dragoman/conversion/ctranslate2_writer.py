@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from ..configuration.configuration_dragoman import DragomanConfig
 from .ctranslate2_fields import ACTIVATIONS, SIDES
 from .ctranslate2_layout import ENCODINGS, parameter_map
+from .ctranslate2_tokens import tokens_of
 
 _SPECS = {"encoder": TransformerEncoderSpec, "decoder": TransformerDecoderSpec}
 _ACTIVATIONS = {name: number for number, name in ACTIVATIONS.items()} | {"gelu_new": 1, "swish": 2}
@@ -143,13 +144,8 @@ class DragomanLoader(ModelLoader):
 
     def get_vocabulary(self, model: Any, tokenizer: Any) -> list[list[str]]:
         config: DragomanConfig = model.config
-        backends = getattr(tokenizer, "_vocabularies", None)  # of a DragomanTokenizer: one a side
         sizes = (config.source_vocab_size or config.vocab_size, config.vocab_size)
-        if backends is None:
-            tokens = [tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))] * 2
-        else:
-            tokens = [[backend.id_to_token(i) for i in range(backend.get_vocab_size())] for backend in backends]
-        return [_fit(side, size) for side, size in zip(tokens, sizes, strict=True)]
+        return [_fit(side, size) for side, size in zip(tokens_of(tokenizer), sizes, strict=True)]
 
     def set_vocabulary(self, spec: Any, tokens: list[list[str]]) -> None:
         spec.register_source_vocabulary(tokens[0])
@@ -160,7 +156,7 @@ class DragomanLoader(ModelLoader):
         config.eos_token = tokenizer.eos_token
         config.bos_token = tokenizer.bos_token or tokenizer.pad_token
         config.unk_token = tokenizer.unk_token or tokenizer.pad_token  # the engine would add one, and has no row for it
-        config.decoder_start_token = tokenizer.convert_ids_to_tokens(model.config.decoder_start_token_id)
+        config.decoder_start_token = self.get_vocabulary(model, tokenizer)[1][model.config.decoder_start_token_id]
         config.layer_norm_epsilon = float(model.config.norm_eps)
 
 
@@ -177,5 +173,4 @@ def _fit(tokens: list[str], size: int) -> list[str]:
     """Names for rows that no token has; the engine must not meet a name twice."""
     if len(tokens) > size:
         raise ValueError(f"The tokenizer has {len(tokens)} tokens, and the model has {size} rows: they do not match.")
-    tokens = [f"<no token {i}>" if token is None else token for i, token in enumerate(tokens)]
     return [*tokens, *(f"<unused {i}>" for i in range(len(tokens), size))]
