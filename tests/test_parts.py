@@ -90,6 +90,14 @@ class TestPositions:
             expected = math.sin(angle) if i < 5 else math.cos(angle)
             assert found[b, t, i].item() == pytest.approx(expected, abs=1e-6)
 
+    @pytest.mark.parametrize("size", [4, 10])
+    def test_sinusoids_up_to_the_endpoint(self, size: int) -> None:
+        half, table = size // 2, SinusoidalPositions(7, size, offset=2, endpoint=True).table
+        for p, i in np.ndindex(7, size):
+            angle = (p + 2) * math.exp(-math.log(10000) / (half - 1) * (i % half))
+            expected = math.sin(angle) if i < half else math.cos(angle)
+            assert table[p, i].item() == pytest.approx(expected, abs=1e-6)
+
     def test_learned_positions_begin_at_the_offset(self) -> None:
         table = filled(LearnedPositions(6, 4, offset=2))
         torch.testing.assert_close(table(torch.tensor([[0, 5]])), table.weight[[2, 7]][None])

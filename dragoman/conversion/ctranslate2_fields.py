@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration.configuration_dragoman import DragomanConfig
@@ -59,7 +60,10 @@ def read_fields(
     left = sorted(set(reading.attributes) - _IGNORED)
     if left:
         reading.problems.append(f"Dragoman has no option for {', '.join(left)}")
-    return DragomanConfig(**fields), tensors, reading.problems
+    try:
+        return DragomanConfig(**fields), tensors, reading.problems
+    except StrictDataclassError as error:  # a number where another kind belongs
+        raise ValueError(f"model.bin does not describe a model: {error}") from error
 
 
 class _Reading:

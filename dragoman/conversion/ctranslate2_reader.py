@@ -79,5 +79,7 @@ def _state(
             problems.append(f"{variable} has shape {list(value.shape)} instead of {shape}")
         else:
             state |= dict(zip(names, value.split(rows), strict=True))
+    if "lm_head.bias" in state:  # the engine scales what goes into the head, Dragoman what comes out
+        state["lm_head.bias"] = state["lm_head.bias"] / config.logits_scale
     left = sorted(set(tensors) - used)
     return state, problems + ([f"there is no place for {', '.join(left)}"] if left else [])

@@ -1,8 +1,9 @@
 """The tokens of a CTranslate2 model: which ids Dragoman gives them, and a tokenizer where they say how text is cut.
 
 The engine takes tokens, not text. Where every token is one character, text is cut into characters; otherwise tokens
-stand between white space, as in the files that the engine's own commands read. Tokens that hold white space leave no
-way to tell; then there is no tokenizer. A folder that ``write_ctranslate2`` wrote carries its own.
+stand between white space, as in the files that the engine's own commands read. There is no tokenizer where tokens hold
+white space, which leaves no way to tell, or where a side lacks a special token. A folder that ``write_ctranslate2``
+wrote carries its own.
 """
 
 from dataclasses import dataclass
@@ -50,10 +51,12 @@ def order_tokens(engine: EngineModel) -> TokenOrder:
     }
     if special["bos_token"] not in target:
         special["bos_token"] = None
-    for name in ("pad_token", "eos_token"):
-        if special[name] not in target or special[name] not in source:
-            looked_for = " or ".join(PADDING) if name == "pad_token" else repr(special[name])
-            raise ValueError(f"Dragoman needs a {name} in both vocabularies, and {looked_for} is not in both.")
+    if special["pad_token"] is None:
+        raise ValueError(
+            f"Dragoman needs a token for padding, and none of {', '.join(PADDING)} is in both vocabularies."
+        )
+    if special["eos_token"] not in target:
+        raise ValueError(f"The end of a sequence, {special['eos_token']!r:.60}, is not in the target vocabulary.")
     tokens = [token for token in special.values() if token is not None]
     in_both = [token for token in dict.fromkeys(tokens) if token in source and token in target]
     if all(source.index(token) == target.index(token) for token in in_both):
@@ -81,7 +84,9 @@ def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
         if all(tokens == expected[: len(tokens)] for tokens, expected in found):
             return tokenizer
         logger.warning(f"The tokenizer in {folder} has other tokens than the model there: it is not used.")
-    if not all(map(_can_cut, (order.source, order.target), (order, order))):
+    sides = (order.source, order.target)
+    special = {token for token in order.special.values() if token is not None}
+    if not all(_can_cut(side, order) and special <= set(side) for side in sides):
         return None
     settings, end = engine.settings, [order.special["eos_token"]]
     before = [order.special["bos_token"]] if settings.get("add_source_bos") else []
@@ -99,7 +104,7 @@ def tokens_of(tokenizer: Any) -> list[list[str]]:
         sides = [tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))] * 2
     else:
         sides = [[backend.id_to_token(i) for i in range(backend.get_vocab_size())] for backend in backends]
-    return [[f"<no token {i}>" if token is None else token for i, token in enumerate(side)] for side in sides]
+    return [[f"<unused{i}>" if token is None else token for i, token in enumerate(side)] for side in sides]
 
 
 def _are_characters(tokens: list[str], order: TokenOrder) -> bool:

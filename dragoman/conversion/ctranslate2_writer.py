@@ -173,4 +173,4 @@ def _fit(tokens: list[str], size: int) -> list[str]:
     """Names for rows that no token has; the engine must not meet a name twice."""
     if len(tokens) > size:
         raise ValueError(f"The tokenizer has {len(tokens)} tokens, and the model has {size} rows: they do not match.")
-    return [*tokens, *(f"<unused {i}>" for i in range(len(tokens), size))]
+    return [*tokens, *(f"<unused{i}>" for i in range(len(tokens), size))]
