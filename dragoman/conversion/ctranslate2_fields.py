@@ -21,13 +21,8 @@ _NEWEST_REVISION = 7
 # Of no consequence: which attention counts as the alignment, and how several source embeddings would be merged.
 _IGNORED = {
     *(f"{side}{name}" for side in ("", "decoder/") for name in ("alignment_layer", "alignment_heads")),
-    *(
-        "encoder/multi_query_attention",
-        "embeddings_merge",
-        "encoder/embeddings_merge",
-        "decoder/alibi_use_positive_positions",
-        "decoder/scale_alibi",
-    ),
+    *("encoder/multi_query_attention", "embeddings_merge", "encoder/embeddings_merge"),
+    *("decoder/alibi_use_positive_positions", "decoder/scale_alibi"),
 }
 
 
@@ -96,8 +91,8 @@ def _layers(tensors: dict[str, Tensor], side: str) -> int:
     return len({match[1] for name in tensors if (match := re.match(rf"{side}/layer_(\d+)/", name))})
 
 
-def _attentions(tensors: dict[str, Tensor], side: str, self_only: bool = False) -> list[str]:
-    kinds = ("self_attention",) if self_only or side == "encoder" else ("self_attention", "attention")
+def _attentions(tensors: dict[str, Tensor], side: str) -> list[str]:
+    kinds = ("self_attention",) if side == "encoder" else ("self_attention", "attention")
     return [f"{side}/layer_{i}/{kind}" for i in range(_layers(tensors, side)) for kind in kinds]
 
 
@@ -162,44 +157,10 @@ def _scales_embeddings(reading: _Reading, hidden: int) -> bool:
 
 
 def _positions(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    scopes = [scope for side in SIDES for scope in _attentions(tensors, side, self_only=True)]
-
-    def read(name: str, default: Any) -> Any:
-        return reading.one([f"{scope}/{name}" for scope in scopes], default)
-
-    turned = [
-        reading.one([f"{scope}/rotary_dim" for scope in _attentions(tensors, side, self_only=True)], None)
-        for side in SIDES
-    ]
-    if turned != [None, None]:
-        if any(
-            channels not in (0, all_of_them) for channels, all_of_them in zip(turned, reading.head_dims, strict=True)
-        ):
-            reading.problems.append(f"rotary positions turn {turned} channels of a head, not all {reading.head_dims}")
-        if read("rotary_interleave", 1):
-            reading.problems.append("rotary positions turn neighbouring channels, not those of the two halves")
-        parameters = {"rope_type": "default", "rope_theta": read("rotary_base", 10000.0)}
-        if (kind := read("rotary_scaling_type", None)) is not None:
-            parameters |= {"rope_type": "linear", "factor": read("rotary_scaling_factor", 1.0)}
-            if kind != 0:
-                reading.problems.append(
-                    f"rotary positions are scaled in the way number {kind}; only 0, linear, is known"
-                )
-        return {"position_encoding": "rotary", "rope_parameters": parameters}
+    if any(name.endswith("/rotary_dim") for name in reading.attributes):
+        return _rotary(reading, tensors)
     if f"encoder/layer_0/{RELATIVE_BIAS}" in tensors:
-        distance = read("relative_attention_max_distance", 128)
-        buckets = len(tensors[f"encoder/layer_0/{RELATIVE_BIAS}"])
-        per_layer = any(
-            not torch.equal(tensors[f"{side}/layer_0/{RELATIVE_BIAS}"], tensors[f"{side}/layer_{i}/{RELATIVE_BIAS}"])
-            for side in SIDES
-            for i in range(_layers(tensors, side))
-        )
-        return {
-            "position_encoding": "relative",
-            "relative_attention_num_buckets": buckets,
-            "relative_attention_max_distance": distance,
-            "relative_attention_per_layer": per_layer,
-        }
+        return _relative(reading, tensors)
     tables = [tensors[name] for side in SIDES if (name := f"{side}/{ENCODINGS}") in tensors]
     if not tables:  # computed by the engine
         return {"position_encoding": "sinusoidal", "sinusoidal_endpoint": True, "position_offset": 1}
@@ -215,6 +176,42 @@ def _positions(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return formula if formula["position_encoding"] == "none" else {**formula, **size}
 
 
+def _self_attentions(tensors: dict[str, Tensor]) -> list[str]:
+    return [scope for side in SIDES for scope in _attentions(tensors, side) if scope.endswith("/self_attention")]
+
+
+def _rotary(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    scopes = _self_attentions(tensors)
+    for side, head_dim in zip(SIDES, reading.head_dims, strict=True):
+        turned = reading.one([f"{scope}/rotary_dim" for scope in scopes if scope.startswith(side)], None)
+        if turned not in (0, head_dim):
+            reading.problems.append(f"rotary positions turn {turned} of the {head_dim} channels of a head ({side})")
+    if reading.one([f"{scope}/rotary_interleave" for scope in scopes], 1):
+        reading.problems.append("rotary positions turn neighbouring channels, not those of the two halves")
+    base = reading.one([f"{scope}/rotary_base" for scope in scopes], 10000.0)
+    parameters = {"rope_type": "default", "rope_theta": base}
+    kind = reading.one([f"{scope}/rotary_scaling_type" for scope in scopes], None)
+    if kind is not None:
+        factor = reading.one([f"{scope}/rotary_scaling_factor" for scope in scopes], 1.0)
+        parameters |= {"rope_type": "linear", "factor": factor}
+        if kind != 0:
+            reading.problems.append(f"rotary positions are scaled in the way number {kind}; only 0, linear, is known")
+    return {"position_encoding": "rotary", "rope_parameters": parameters}
+
+
+def _relative(reading: _Reading, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    scopes = _self_attentions(tensors)
+    tables = {
+        side: [tensors[f"{side}/layer_{i}/{RELATIVE_BIAS}"] for i in range(_layers(tensors, side))] for side in SIDES
+    }
+    return {
+        "position_encoding": "relative",
+        "relative_attention_num_buckets": len(tables["encoder"][0]),
+        "relative_attention_max_distance": reading.one([f"{s}/relative_attention_max_distance" for s in scopes], 128),
+        "relative_attention_per_layer": not all(torch.equal(own[0], table) for own in tables.values() for table in own),
+    }
+
+
 def _formula(tables: list[Tensor]) -> dict[str, Any] | None:
     """How Dragoman computes both tables to the bit, if it does."""
     first, second = tables
@@ -226,11 +223,8 @@ def _formula(tables: list[Tensor]) -> dict[str, Any] | None:
     for offset in range(3):
         for endpoint in (False, True):
             if size >= 4 and torch.equal(first, sinusoids(rows, size, offset, endpoint)):
-                return {
-                    "position_encoding": "sinusoidal",
-                    "position_offset": offset,
-                    "sinusoidal_endpoint": endpoint,
-                }
+                found = {"position_offset": offset, "sinusoidal_endpoint": endpoint}
+                return {"position_encoding": "sinusoidal", **found}
     return None
 
 
