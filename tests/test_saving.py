@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
+from dragoman.modeling.position_encodings import sinusoids
 from support import SCHEMES, batch, build, tiny
 
 TYINGS = {
@@ -124,6 +125,8 @@ def test_buffers_survive_a_meta_load(scheme: str, tmp_path: Path) -> None:
     more = {"position_offset": 2, "sinusoidal_endpoint": True} if scheme == "sinusoidal" else {}
     config = tiny(position_encoding=scheme, **more)
     model, inputs = build(config), batch(config)
+    if scheme == "sinusoidal":
+        torch.testing.assert_close(model.model.encoder.embedding.positions.table, sinusoids(64, 32, 2, True))
     assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
     model.save_pretrained(tmp_path)
     for loaded in (DragomanForConditionalGeneration, DragomanModel):
