@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dragoman.modeling.position_encodings import sinusoids
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
-from dragoman.modeling.position_encodings import sinusoids
 from support import SCHEMES, batch, build, tiny
 
 TYINGS = {
