@@ -49,6 +49,8 @@ FIRST = {
     "configuration/presets.py": "configuration",
     "configuration/validation.py": "configuration",
     "dragoman/trainer.py": "trainer",
+    **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "fields files layout".split()},
+    **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "reader tokens writer".split()},
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.
 LAST = ("one_graph", "flex_attention", "new_process", "another_process", "compiled", "stock_trainers")

@@ -97,7 +97,8 @@ def check_positions(config: Any) -> None:
             "sinusoidal_endpoint belongs to position_encoding='sinusoidal' with a hidden_size of 4 at least, got "
             f"{scheme!r} and {config.hidden_size}: set it to False."
         )
-    if scheme == "sinusoidal" and config.max_position_embeddings * config.hidden_size > _LARGEST_TABLE:
+    rows = config.max_position_embeddings + config.position_offset
+    if scheme == "sinusoidal" and rows * config.hidden_size > _LARGEST_TABLE:
         raise ValueError(
             f"position_encoding='sinusoidal' with max_position_embeddings {config.max_position_embeddings} and "
             f"hidden_size {config.hidden_size} needs a table of more than {_LARGEST_TABLE} numbers: choose fewer "

@@ -9,6 +9,7 @@ from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
 from .conversion import convert_from, convert_to
+from .conversion.ctranslate2_registration import register_ctranslate2_loader
 from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
@@ -28,6 +29,7 @@ AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration,
 install()
 install_cards()
 register_lora_targets()
+register_ctranslate2_loader()
 
 __all__ = [
     "DragomanConfig",

@@ -212,6 +212,6 @@ def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
     if tensor is None:
         return True
     offset, (rows, size) = config.position_offset, tensor.shape
-    expected = sinusoids(rows, size, config.sinusoidal_endpoint)
+    expected = sinusoids(rows, size, endpoint=config.sinusoidal_endpoint)
     tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
     return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)
