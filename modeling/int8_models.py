@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .embeddings import TokenEmbedding
 from .int8_arithmetic import quantize_rows
-from .int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen
+from .int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen, set_bias
 
 Matrices = dict[int, tuple[nn.Parameter, nn.Parameter]]  # by the id of what they were made of: what is tied stays tied
 
@@ -106,6 +106,6 @@ def _dequantized(module: nn.Module, matrices: dict[int, nn.Parameter]) -> nn.Mod
             new = TokenEmbedding(rows, columns, module.scale)
         else:
             new = nn.Linear(columns, rows, bias=False)
-            new.register_parameter("bias", module.bias if isinstance(module, Int8Linear) else None)
+            set_bias(new, module.bias if isinstance(module, Int8Linear) else None)
     new.weight = weight
     return new

@@ -15,6 +15,16 @@ def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
+def set_bias(layer: nn.Module, bias: Tensor | None) -> None:
+    """A parameter where it was one, a buffer where it was one: the head's is not trained."""
+    if hasattr(layer, "bias"):
+        del layer.bias
+    if bias is None or isinstance(bias, nn.Parameter):
+        layer.register_parameter("bias", bias)
+    else:
+        layer.register_buffer("bias", bias)
+
+
 class Int8Matrix(nn.Module):
     """``weight`` (N, K) int8 and ``weight_scale`` (N) fp32, which stand for ``weight · weight_scale``. Not trained."""
 
@@ -54,12 +64,13 @@ class Int8Linear(Int8Matrix):
         RuntimeError: for an input that asks for a gradient, which rounding has none of.
     """
 
+    bias: Tensor | None
     _ready: tuple[Tensor, Tensor, Tensor, Tensor | None] | None
 
-    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, bias: Tensor | None) -> None:
         super().__init__(weight, weight_scale)
         self.out_features, self.in_features = weight.shape
-        self.bias = bias
+        set_bias(self, bias)
 
     @classmethod
     def fuse(cls, layers: "Sequence[Int8Linear]") -> "Int8Linear":
