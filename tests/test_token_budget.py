@@ -87,22 +87,23 @@ def test_epochs_differ_in_neighbours_and_order_but_not_in_number(packed: bool) -
     assert list(other_seed) != list(TokenBudgetBatchSampler(*lengths, 1024, packed=packed, seed=0))
 
 
-@pytest.mark.parametrize(("examples", "most"), [(30_000, 0.05), (100_000, 0.025)])
+@pytest.mark.parametrize(("examples", "most"), [(3000, 0.14), (30_000, 0.05), (100_000, 0.025)])
 def test_little_is_padding(examples: int, most: float) -> None:
+    """What docs/training.md says."""
     lengths = ragged(examples)
     tokens = sum(map(sum, lengths))
     batches = list(TokenBudgetBatchSampler(*lengths, 4096))
     assert 1 - tokens / sum(cost(batch, lengths, packed=False) for batch in batches) < most
-    assert tokens / len(batches) > 0.85 * 4096  # and batches are full
+    assert tokens / len(batches) > (0.85 if examples >= 30_000 else 0.7) * 4096  # and batches are full
     random = np.random.default_rng(0).permutation(examples)[: examples // 64 * 64].reshape(-1, 64).tolist()
     real, padded = (sum(cost(batch, lengths, packed) for batch in random) for packed in (True, False))
-    assert real / padded < 0.38  # what the same lengths come to in random rows
+    assert real / padded == pytest.approx(0.3, abs=0.01)  # what the same lengths come to in random rows
 
 
 def test_packed_batches_are_full_and_of_all_lengths() -> None:
     lengths = ragged(30_000)
     batches = list(TokenBudgetBatchSampler(*lengths, 4096, packed=True))
-    assert sum(map(sum, lengths)) / len(batches) > 0.96 * 4096
+    assert sum(map(sum, lengths)) / len(batches) > 0.975 * 4096
     means = [np.mean([lengths[0][i] for i in batch]) for batch in batches]
     assert np.std(means) < 0.1 * np.mean(lengths[0])
 

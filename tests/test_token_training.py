@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from dragoman import (
     DragomanTrainingArguments,
     TokenBudgetBatchSampler,
 )
-from support import build, tiny
+from support import ROOT, build, tiny
 
 BUDGET = 120
 COMMON: dict[str, Any] = {
@@ -366,3 +367,24 @@ def test_two_processes(tmp_path: Path) -> None:
             total, tokens = likelihood(model, [data[i] for i in epoch[step] + epoch[step + 1]])
             losses.append(total / tokens)
     torch.testing.assert_close(ranks[0]["losses"][: len(losses)], losses, rtol=2e-4, atol=0)
+
+
+def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/training.md, from top to bottom, in one process."""
+    monkeypatch.chdir(tmp_path)
+    words = tokenizer()
+    names: dict[str, Any] = {
+        "model": build(DragomanConfig.from_tokenizer(words, preset=tiny())),
+        "tokenizer": words,
+        "train": rows(),
+        "valid": rows(9),
+    }
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(compile(snippet, "training.md", "exec"), names)
+    assert names["trainer"].state.global_step == 10
+    assert names["args"].packing
+    assert names["epoch"] == 2
+    assert names["loss"].item() > 0
+    assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0
