@@ -48,9 +48,12 @@ FIRST = {
     "configuration/configuration_dragoman.py": "configuration saving",
     "configuration/presets.py": "configuration",
     "configuration/validation.py": "configuration",
-    "dragoman/trainer.py": "trainer",
     **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "fields files layout".split()},
     **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "reader tokens writer".split()},
+    "dragoman/lengths.py": "token_budget",
+    "dragoman/token_budget.py": "token_budget",
+    "dragoman/trainer.py": "trainer token_training",
+    "dragoman/training_arguments.py": "token_training",
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.
 LAST = ("one_graph", "flex_attention", "new_process", "another_process", "compiled", "stock_trainers")

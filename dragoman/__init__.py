@@ -15,8 +15,10 @@ from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .quantization import quantize
+from .token_budget import TokenBudgetBatchSampler
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 from .trainer import DragomanTrainer
+from .training_arguments import DragomanTrainingArguments
 
 __version__ = VERSION
 
@@ -38,6 +40,8 @@ __all__ = [
     "DragomanModel",
     "DragomanTokenizer",
     "DragomanTrainer",
+    "DragomanTrainingArguments",
+    "TokenBudgetBatchSampler",
     "__version__",
     "convert_from",
     "convert_to",
