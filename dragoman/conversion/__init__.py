@@ -4,13 +4,14 @@
 one of theirs of it, tensor for tensor. What a family cannot say is refused, all reasons together.
 """
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .families import ConversionError, Family
@@ -27,24 +28,41 @@ def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> D
     Whether embeddings and head are tied is read from the tensors.
 
     Raises:
-        ConversionError: for a family that is not known, an option that Dragoman does not have, a tensor too many or too
-            few; the message lists all of them.
+        ConversionError: for a family that is not known, or a class of it with another head; for an option that
+            Dragoman does not have, a tensor too many or too few. The message lists all of them.
         OSError: for a folder without config.json or safetensors.
     """
     tensors: Mapping[str, Tensor]
     if isinstance(model_or_folder, PreTrainedModel):
-        config, tensors = model_or_folder.config, tensors_of(model_or_folder)
-        generation_config = getattr(model_or_folder, "generation_config", None)
+        config, generation_config = model_or_folder.config, copy.deepcopy(model_or_folder.generation_config)
+        family = family_of(config.model_type)
+        if not isinstance(model_or_folder, family.in_tree_class()):
+            raise _other_class(family, type(model_or_folder).__name__)
+        tensors = tensors_of(model_or_folder)
     else:
         folder = Path(model_or_folder)
-        config, tensors = AutoConfig.from_pretrained(folder, local_files_only=True), FolderTensors(folder)
-        generation_config = None
-        if (folder / GENERATION_CONFIG_NAME).is_file():
-            generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    ours, state = family_of(config.model_type).read(config, tensors)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family = family_of(config.model_type)
+        for name in filter(family.is_other_class, config.architectures or ()):
+            raise _other_class(family, name)
+        tensors, generation_config = FolderTensors(folder), _generation_config_in(folder)
+    ours, state = family.read(config, tensors)
     model = DragomanForConditionalGeneration.from_pretrained(None, config=ours, state_dict=state, dtype=dtype_of(state))
-    model.generation_config = generation_config or GenerationConfig.from_model_config(config)
+    model.generation_config = generation_config
     return model
+
+
+def _generation_config_in(folder: Path) -> GenerationConfig:
+    """Where it has no file of its own, config.json holds its values, which transformers does not keep in a config."""
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(folder, CONFIG_NAME, local_files_only=True, _from_model_config=True)
+
+
+def _other_class(family: Family, name: str) -> ConversionError:
+    known = family.architecture
+    remedy = f"Where the weights fit, load them with {known}.from_pretrained, and convert what that returns"
+    return ConversionError(family.model_type, [f"it is a {name}; only {known} is converted. {remedy}"])
 
 
 def convert_to(model: DragomanForConditionalGeneration, family: str) -> PreTrainedModel:
@@ -56,5 +74,5 @@ def convert_to(model: DragomanForConditionalGeneration, family: str) -> PreTrain
     target = family_of(family)
     config, state = target.write(model.config, tensors_of(model))
     theirs = target.in_tree_class().from_pretrained(None, config=config, state_dict=state, dtype=dtype_of(state))
-    theirs.generation_config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    theirs.generation_config = copy.deepcopy(model.generation_config)
     return theirs

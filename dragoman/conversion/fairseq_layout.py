@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .families import Family
+from .families import SOURCE, TARGET, Family
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
 _LAYER = {
@@ -36,7 +36,8 @@ def both_stacks(theirs: str, ours: str) -> dict[str, str]:
 class FairseqFamily(Family):
     """Biases everywhere, a plain feed-forward, LayerNorm with eps 1e-5, one vocabulary, ``final_logits_bias``.
 
-    ``final_logits_bias`` is not trained in-tree; where it is zero ours does without.
+    ``final_logits_bias`` is not trained in-tree; where it is zero ours does without. Nor is the pad token's row, as
+    input. In float16 in-tree encoders clip what overflows; ours do not, and give infinities: use bfloat16 there.
     """
 
     fields: ClassVar[Mapping[str, str]] = {
@@ -71,7 +72,7 @@ class FairseqFamily(Family):
         "feed_forward_bias": True,
         "attention_scale": None,
         "logits_scale": 1.0,
-        "train_pad_embedding": True,
+        "train_pad_embedding": False,
     }
     modules: ClassVar[Mapping[str, str]] = LAYERS
     parameters: ClassVar[Mapping[str, str]] = {"final_logits_bias": "lm_head.bias"}
@@ -82,3 +83,11 @@ class FairseqFamily(Family):
     def our_fields(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         bias = tensors.get("final_logits_bias")
         return {"logits_bias": bias is not None and bool(bias.any())}
+
+    def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
+        """Untied files of transformers 4 hold ``model.shared`` only; later ones hold it, too, and nothing uses it."""
+        found = super().embeddings_in(tensors, may_tie)
+        own = {SOURCE: self.source_embeddings[0], TARGET: self.target_embeddings[0]}
+        if not may_tie and any(name in tensors for name in own.values()):
+            found |= own
+        return found

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -82,11 +83,10 @@ class Family:
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
-        problems = self.problems_of(config)
-        try:
-            ours = DragomanConfig(**fields)
-        except ValueError as error:
-            raise ConversionError(self.model_type, [*problems, str(error)]) from error
+        ours, problems = _build(fields)
+        problems = [*self.problems_of(config), *problems]
+        if ours is None:
+            raise ConversionError(self.model_type, problems)
 
         shapes = _shapes(DragomanForConditionalGeneration, ours)
         names = self.names_in(ours, shapes) | embeddings
@@ -115,6 +115,13 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
+        for side in ("encoder", "decoder"):
+            heads = getattr(config, f"{side}_num_attention_heads")
+            groups = getattr(config, f"{side}_num_key_value_heads")
+            if groups != heads:
+                problems.append(
+                    f"{side}_num_key_value_heads={groups}; {self.model_type} has as many as heads ({heads})"
+                )
         ties = (config.share_embeddings, config.tie_word_embeddings)
         if ties not in self.ties:
             options = " or ".join(map(str, self.ties))
@@ -144,11 +151,13 @@ class Family:
         return theirs, state
 
     def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
-        """Where our embeddings and head lie in theirs."""
+        """Where our embeddings and head lie in theirs; of tied ones a file may hold any."""
+        spare = (*self.target_embeddings, *self.heads) if may_tie else ()
+        has_own_source = (False, True) in self.ties
         return {
-            SOURCE: _first(self.source_embeddings, tensors),
-            TARGET: _first(self.target_embeddings, tensors),
-            HEAD: _first((*self.heads, *self.target_embeddings) if may_tie else self.heads, tensors),
+            SOURCE: _first((*self.source_embeddings, *(() if has_own_source else spare)), tensors),
+            TARGET: _first((*self.target_embeddings, *spare), tensors),
+            HEAD: _first((*self.heads, *spare), tensors),
         }
 
     def names_in(self, config: DragomanConfig, tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -160,6 +169,12 @@ class Family:
             if module in modules:
                 names[name] = f"{modules[module]}.{parameter}"
         return names | {name: theirs for theirs, name in self.parameters.items() if name in tensors}
+
+    def is_other_class(self, name: str) -> bool:
+        """Whether a name is that of a class of transformers which shares the configuration, but has another head."""
+        other, own = getattr(transformers, name, None), self.in_tree_class()
+        is_model = isinstance(other, type) and issubclass(other, PreTrainedModel)
+        return is_model and getattr(other.config_class, "model_type", None) == self.model_type and other is not own
 
     def is_ignored(self, name: str) -> bool:
         """Whether their class ignores a tensor, too."""
@@ -176,6 +191,23 @@ def _are_equal(tensors: Mapping[str, Tensor], a: str, b: str) -> bool:
     if a == b:
         return True
     return a in tensors and b in tensors and torch.equal(tensors[a], tensors[b])
+
+
+def _build(fields: dict[str, Any]) -> tuple[DragomanConfig | None, list[str]]:
+    """The configuration, or none and all that is wrong: each value by itself, or how they fit together."""
+    try:
+        return DragomanConfig(**fields), []
+    except (StrictDataclassError, ValueError) as error:
+        whole = str(error.__cause__ or error)
+    problems = []
+    for name, value in fields.items():
+        try:
+            DragomanConfig(**{name: value})
+        except StrictDataclassFieldValidationError as error:
+            problems.append(str(error.__cause__))
+        except (StrictDataclassError, ValueError):
+            continue  # it may fit the others
+    return None, problems or [whole]
 
 
 def _single(value: Any) -> Any:
@@ -203,4 +235,5 @@ def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
         return True
     offset, (rows, size) = config.position_offset, tensor.shape
     expected = sinusoids(rows, size, config.sinusoidal_endpoint)
-    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < 1e-3)
+    tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
+    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)

@@ -1,9 +1,16 @@
 """Which families there are."""
 
+from .bart import Bart
+from .blenderbot import Blenderbot
+from .blenderbot_small import BlenderbotSmall
 from .families import ConversionError, Family
 from .marian import Marian
+from .mbart import MBart
+from .pegasus import Pegasus
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(),)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (Bart(), Blenderbot(), BlenderbotSmall(), Marian(), MBart(), Pegasus())
+}
 REFUSED: dict[str, str] = {}
 
 
