@@ -34,11 +34,11 @@ def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> D
     """
     tensors: Mapping[str, Tensor]
     if isinstance(model_or_folder, PreTrainedModel):
-        config, generation_config = model_or_folder.config, copy.deepcopy(model_or_folder.generation_config)
+        config = model_or_folder.config
         family = family_of(config.model_type)
         if not isinstance(model_or_folder, family.in_tree_class()):
             raise _other_class(family, type(model_or_folder).__name__)
-        tensors = tensors_of(model_or_folder)
+        tensors, generation_config = tensors_of(model_or_folder), copy.deepcopy(model_or_folder.generation_config)
     else:
         folder = Path(model_or_folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -3,8 +3,7 @@
 Post-norm, a norm on the embeddings, learned positions that begin at row 2 of their table. What old configurations say
 of norms (``normalize_before``, ``add_final_layer_norm``, ...) the in-tree class does not read, and neither do we.
 
-Without ``attention_mask`` the in-tree class attends to padding; ours reads the padding off the ids. Without labels and
-``decoder_input_ids`` it writes what it reads, shifted right; ours asks for either.
+Without labels and ``decoder_input_ids`` the in-tree class writes what it reads, shifted right; ours asks for either.
 """
 
 from collections.abc import Mapping

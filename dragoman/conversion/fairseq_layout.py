@@ -36,8 +36,10 @@ def both_stacks(theirs: str, ours: str) -> dict[str, str]:
 class FairseqFamily(Family):
     """Biases everywhere, a plain feed-forward, LayerNorm with eps 1e-5, one vocabulary, ``final_logits_bias``.
 
+    In-tree positions count columns, but for M2M100 and FSMT; ours count tokens: rows padded on the left, or with holes
+    in the mask, come out as they do without padding. Without masks in-tree attends to padding; ours reads it off ids.
     ``final_logits_bias`` is not trained in-tree; where it is zero ours does without. Nor is the pad token's row, as
-    input. In float16 in-tree encoders clip what overflows; ours do not, and give infinities: use bfloat16 there.
+    input. In float16 in-tree pre-norm encoders clip what overflows; ours turns to NaN there: use bfloat16.
     """
 
     fields: ClassVar[Mapping[str, str]] = {

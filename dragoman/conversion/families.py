@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from ..modeling.position_encodings import sinusoids
+from .field_checking import build_configuration
 
 SOURCE, TARGET, HEAD = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"
 
@@ -83,7 +83,7 @@ class Family:
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
-        ours, problems = _build(fields)
+        ours, problems = build_configuration(fields)
         problems = [*self.problems_of(config), *problems]
         if ours is None:
             raise ConversionError(self.model_type, problems)
@@ -152,10 +152,11 @@ class Family:
 
     def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
         """Where our embeddings and head lie in theirs; of tied ones a file may hold any."""
+        source_is_own = (False, True) in self.ties
         spare = (*self.target_embeddings, *self.heads) if may_tie else ()
-        has_own_source = (False, True) in self.ties
+        spare += self.source_embeddings if may_tie and not source_is_own else ()
         return {
-            SOURCE: _first((*self.source_embeddings, *(() if has_own_source else spare)), tensors),
+            SOURCE: _first((*self.source_embeddings, *(() if source_is_own else spare)), tensors),
             TARGET: _first((*self.target_embeddings, *spare), tensors),
             HEAD: _first((*self.heads, *spare), tensors),
         }
@@ -172,9 +173,10 @@ class Family:
 
     def is_other_class(self, name: str) -> bool:
         """Whether a name is that of a class of transformers which shares the configuration, but has another head."""
-        other, own = getattr(transformers, name, None), self.in_tree_class()
-        is_model = isinstance(other, type) and issubclass(other, PreTrainedModel)
-        return is_model and getattr(other.config_class, "model_type", None) == self.model_type and other is not own
+        other: Any = getattr(transformers, name, None)
+        if not isinstance(other, type) or not issubclass(other, PreTrainedModel) or other is self.in_tree_class():
+            return False
+        return getattr(other.config_class, "model_type", None) == self.model_type
 
     def is_ignored(self, name: str) -> bool:
         """Whether their class ignores a tensor, too."""
@@ -191,23 +193,6 @@ def _are_equal(tensors: Mapping[str, Tensor], a: str, b: str) -> bool:
     if a == b:
         return True
     return a in tensors and b in tensors and torch.equal(tensors[a], tensors[b])
-
-
-def _build(fields: dict[str, Any]) -> tuple[DragomanConfig | None, list[str]]:
-    """The configuration, or none and all that is wrong: each value by itself, or how they fit together."""
-    try:
-        return DragomanConfig(**fields), []
-    except (StrictDataclassError, ValueError) as error:
-        whole = str(error.__cause__ or error)
-    problems = []
-    for name, value in fields.items():
-        try:
-            DragomanConfig(**{name: value})
-        except StrictDataclassFieldValidationError as error:
-            problems.append(str(error.__cause__))
-        except (StrictDataclassError, ValueError):
-            continue  # it may fit the others
-    return None, problems or [whole]
 
 
 def _single(value: Any) -> Any:

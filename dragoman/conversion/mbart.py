@@ -18,10 +18,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers.utils import logging
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .bart import Bart
 from .fairseq_layout import both_stacks
+
+logger = logging.get_logger(__name__)
 
 
 class MBart(Bart):
@@ -34,7 +37,14 @@ class MBart(Bart):
     }
 
     def our_fields(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+        start = config.decoder_start_token_id
+        if start is None:
+            start = config.bos_token_id
+            logger.warning(
+                "This mBART names no decoder_start_token_id. Before training on labels, set model.config."
+                "decoder_start_token_id to the id of the target language's code; before writing, model."
+                "generation_config.decoder_start_token_id, too."
+            )
         return super().our_fields(config, tensors) | {"decoder_start_token_id": start}
 
     def their_fields(self, config: DragomanConfig) -> dict[str, Any]:
