@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
@@ -30,20 +30,55 @@ def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> D
     Whether embeddings and head are tied is read from the tensors.
 
     Raises:
-        ConversionError: for a family that is not known, an option that Dragoman does not have, a tensor too many or too
-            few; the message lists all of them.
+        ConversionError: for a family that is not known, or a class of it with another head; for an option that
+            Dragoman does not have, a tensor too many or too few. The message lists all of them.
         OSError: for a folder without config.json or safetensors.
     """
+<<<<<<< HEAD
     config, tensors, generation_config = _opened(model_or_folder)
     ours, state = family_of(config.model_type).read(config, tensors)
+=======
+    tensors: Mapping[str, Tensor]
+    if isinstance(model_or_folder, PreTrainedModel):
+        config = model_or_folder.config
+        family = family_of(config.model_type)
+        if not isinstance(model_or_folder, family.in_tree_class()):
+            raise _other_class(family, type(model_or_folder).__name__)
+        tensors, generation_config = tensors_of(model_or_folder), copy.deepcopy(model_or_folder.generation_config)
+    else:
+        folder = Path(model_or_folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family = family_of(config.model_type)
+        for name in filter(family.is_other_class, config.architectures or ()):
+            raise _other_class(family, name)
+        tensors, generation_config = FolderTensors(folder), _generation_config_in(folder)
+    ours, state = family.read(config, tensors)
+>>>>>>> bart
     model = DragomanForConditionalGeneration.from_pretrained(None, config=ours, state_dict=state, dtype=dtype_of(state))
     model.generation_config = generation_config
     return model
 
 
+<<<<<<< HEAD
 def convert_to(
     model_or_folder: DragomanForConditionalGeneration | str | os.PathLike[str], family: str
 ) -> PreTrainedModel:
+=======
+def _generation_config_in(folder: Path) -> GenerationConfig:
+    """Where it has no file of its own, config.json holds its values, which transformers does not keep in a config."""
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(folder, CONFIG_NAME, local_files_only=True, _from_model_config=True)
+
+
+def _other_class(family: Family, name: str) -> ConversionError:
+    known = family.architecture
+    remedy = f"Where the weights fit, load them with {known}.from_pretrained, and convert what that returns"
+    return ConversionError(family.model_type, [f"it is a {name}; only {known} is converted. {remedy}"])
+
+
+def convert_to(model: DragomanForConditionalGeneration, family: str) -> PreTrainedModel:
+>>>>>>> bart
     """A copy, in eval mode, as the class of transformers whose ``model_type`` is ``family``: "marian", "bart", ...
 
     Raises:
@@ -51,6 +86,7 @@ def convert_to(
         OSError: for a folder without config.json or safetensors.
     """
     target = family_of(family)
+<<<<<<< HEAD
     config, tensors, generation_config = _opened(model_or_folder)
     if config.model_type != DragomanConfig.model_type:
         raise ConversionError(config.model_type, ["convert_to takes a Dragoman model, which convert_from makes of it"])
@@ -73,3 +109,9 @@ def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], Generation
     else:
         settings = GenerationConfig.from_model_config(config)
     return config, FolderTensors(folder), settings
+=======
+    config, state = target.write(model.config, tensors_of(model))
+    theirs = target.in_tree_class().from_pretrained(None, config=config, state_dict=state, dtype=dtype_of(state))
+    theirs.generation_config = copy.deepcopy(model.generation_config)
+    return theirs
+>>>>>>> bart

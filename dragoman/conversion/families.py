@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from ..modeling.position_encodings import sinusoids
+from .field_checking import build_configuration
 
 SOURCE, TARGET, HEAD = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"
 
@@ -84,11 +85,18 @@ class Family:
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
+<<<<<<< HEAD
         problems = self.problems_of(config)
         try:
             ours = DragomanConfig(**fields)
         except (ValueError, StrictDataclassError) as error:
             raise ConversionError(self.model_type, [*problems, str(error)]) from error
+=======
+        ours, problems = build_configuration(fields)
+        problems = [*self.problems_of(config), *problems]
+        if ours is None:
+            raise ConversionError(self.model_type, problems)
+>>>>>>> bart
 
         shapes = _shapes(DragomanForConditionalGeneration, ours)
         names = self.names_in(ours, shapes) | embeddings
@@ -117,6 +125,13 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
+        for side in ("encoder", "decoder"):
+            heads = getattr(config, f"{side}_num_attention_heads")
+            groups = getattr(config, f"{side}_num_key_value_heads")
+            if groups != heads:
+                problems.append(
+                    f"{side}_num_key_value_heads={groups}; {self.model_type} has as many as heads ({heads})"
+                )
         ties = (config.share_embeddings, config.tie_word_embeddings)
         if ties not in self.ties:
             options = " or ".join(map(str, self.ties))
@@ -146,11 +161,14 @@ class Family:
         return theirs, state
 
     def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
-        """Where our embeddings and head lie in theirs."""
+        """Where our embeddings and head lie in theirs; of tied ones a file may hold any."""
+        source_is_own = (False, True) in self.ties
+        spare = (*self.target_embeddings, *self.heads) if may_tie else ()
+        spare += self.source_embeddings if may_tie and not source_is_own else ()
         return {
-            SOURCE: _first(self.source_embeddings, tensors),
-            TARGET: _first(self.target_embeddings, tensors),
-            HEAD: _first((*self.heads, *self.target_embeddings) if may_tie else self.heads, tensors),
+            SOURCE: _first((*self.source_embeddings, *(() if source_is_own else spare)), tensors),
+            TARGET: _first((*self.target_embeddings, *spare), tensors),
+            HEAD: _first((*self.heads, *spare), tensors),
         }
 
     def names_in(self, config: DragomanConfig, tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -162,6 +180,13 @@ class Family:
             if module in modules:
                 names[name] = f"{modules[module]}.{parameter}"
         return names | {name: theirs for theirs, name in self.parameters.items() if name in tensors}
+
+    def is_other_class(self, name: str) -> bool:
+        """Whether a name is that of a class of transformers which shares the configuration, but has another head."""
+        other: Any = getattr(transformers, name, None)
+        if not isinstance(other, type) or not issubclass(other, PreTrainedModel) or other is self.in_tree_class():
+            return False
+        return getattr(other.config_class, "model_type", None) == self.model_type
 
     def is_ignored(self, name: str) -> bool:
         """Whether their class ignores a tensor, too."""
@@ -212,6 +237,10 @@ def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
     if tensor is None:
         return True
     offset, (rows, size) = config.position_offset, tensor.shape
+<<<<<<< HEAD
     expected = sinusoids(rows, size, endpoint=config.sinusoidal_endpoint)
+=======
+    expected = sinusoids(rows, size, config.sinusoidal_endpoint)
+>>>>>>> bart
     tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
     return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)

@@ -1,10 +1,22 @@
 """Which families there are."""
 
+from .bart import Bart
+from .blenderbot import Blenderbot
+from .blenderbot_small import BlenderbotSmall
 from .families import ConversionError, Family
 from .marian import Marian
+from .mbart import MBart
+from .pegasus import Pegasus
 
+<<<<<<< HEAD
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(),)}
 REFUSED: dict[str, str] = {"dragoman": "it is Dragoman's own"}
+=======
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (Bart(), Blenderbot(), BlenderbotSmall(), Marian(), MBart(), Pegasus())
+}
+REFUSED: dict[str, str] = {}
+>>>>>>> bart
 
 
 def family_of(model_type: str) -> Family:
