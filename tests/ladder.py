@@ -33,9 +33,8 @@ def randomise(model: PreTrainedModel, seed: int = 0, std: float = 0.25) -> PreTr
 
 def ragged(model: PreTrainedModel, side: str = "right", seed: int = 1) -> dict[str, Tensor]:
     """Rows of unequal lengths in source and target, padded on one side; ids that are nobody's special token."""
-    config, generator = model.config, torch.Generator().manual_seed(seed)
-    special = {config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id, 0, 1, 2, 3}
-    ours = convert_from(model).config
+    ours, generator = convert_from(model).config, torch.Generator().manual_seed(seed)
+    special = {ours.pad_token_id, ours.bos_token_id, ours.eos_token_id, ours.decoder_start_token_id, 0, 1, 2, 3}
 
     def ids(length: int, size: int) -> Tensor:
         allowed = torch.tensor([i for i in range(size) if i not in special])

@@ -37,7 +37,7 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class in transformers
-    fields: ClassVar[Mapping[str, str]]  # of their configuration: of ours, with the same value
+    fields: ClassVar[Mapping[str, str | tuple[str, ...]]]  # of their configuration: of ours, one or several, same value
     constants: ClassVar[Mapping[str, Any]]  # fields of ours that have one value in the whole family
     modules: ClassVar[Mapping[str, str]]  # theirs: ours; {} is the number of a layer. Their parameters are called alike
     parameters: ClassVar[Mapping[str, str]] = {}  # theirs: ours, one by one; their shapes may differ by a 1
@@ -59,6 +59,10 @@ class Family:
         """Values of their configuration that Dragoman does not have."""
         return []
 
+    def our_problems(self, config: DragomanConfig) -> list[str]:
+        """Values of our configuration that the family does not have, beside ``constants``."""
+        return []
+
     def in_tree_class(self) -> type[PreTrainedModel]:
         return getattr(transformers, self.architecture)
 
@@ -78,7 +82,9 @@ class Family:
         """Our configuration and state dict. Raises ConversionError."""
         may_tie = config.tie_word_embeddings is not False
         embeddings = self.embeddings_in(tensors, may_tie)
-        fields = {ours: _single(getattr(config, theirs)) for theirs, ours in self.fields.items()}
+        fields = {
+            name: _single(getattr(config, theirs)) for theirs, ours in self.fields.items() for name in _several(ours)
+        }
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
@@ -115,21 +121,27 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
+        for field, names in self.fields.items():
+            values = {name: getattr(config, name) for name in _several(names)}
+            if len(set(values.values())) > 1:
+                found = ", ".join(f"{name}={value!r}" for name, value in values.items())
+                problems.append(f"{found}; {self.model_type} has one {field} for them")
+        problems += self.our_problems(config)
         ties = (config.share_embeddings, config.tie_word_embeddings)
         if ties not in self.ties:
             options = " or ".join(map(str, self.ties))
             problems.append(f"(share_embeddings, tie_word_embeddings)={ties}; {self.model_type} has {options} only")
         if problems:
             raise ConversionError(self.model_type, problems)
-        fields = {theirs: getattr(config, ours) for theirs, ours in self.fields.items()}
+        fields = {field: getattr(config, _several(names)[0]) for field, names in self.fields.items()}
         fields |= {"tie_word_embeddings": config.tie_word_embeddings, **self.their_fields(config)}
         config_class: Any = self.in_tree_class().config_class
         theirs = config_class(**fields)
 
         names = {their_name: name for name, their_name in self.names_in(config, tensors).items()}
-        names |= dict.fromkeys(self.heads, HEAD)
-        names |= dict.fromkeys(self.target_embeddings, TARGET)
-        names |= dict.fromkeys(self.source_embeddings, SOURCE)
+        places = ((HEAD, self.heads), (SOURCE, self.source_embeddings), (TARGET, self.target_embeddings))
+        names |= {name: ours for ours, (_, *others) in places for name in others}
+        names |= {first: ours for ours, (first, *_) in places}  # the others are for who has no place of its own
         state = {}
         for name, shape in _shapes(self.in_tree_class(), theirs).items():
             if names.get(name) in tensors:
@@ -176,6 +188,10 @@ def _are_equal(tensors: Mapping[str, Tensor], a: str, b: str) -> bool:
     if a == b:
         return True
     return a in tensors and b in tensors and torch.equal(tensors[a], tensors[b])
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _single(value: Any) -> Any:
