@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -88,11 +89,10 @@ class Family:
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
-        problems = self.problems_of(config)
-        try:
-            ours = DragomanConfig(**fields)
-        except ValueError as error:
-            raise ConversionError(self.model_type, [*problems, str(error)]) from error
+        ours, problems = _build(fields)
+        problems = [*self.problems_of(config), *problems]
+        if ours is None:
+            raise ConversionError(self.model_type, problems)
 
         shapes = _shapes(DragomanForConditionalGeneration, ours)
         names = self.names_in(ours, shapes) | embeddings
@@ -121,8 +121,8 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
-        for field, names in self.fields.items():
-            values = {name: getattr(config, name) for name in _several(names)}
+        for field, ours in self.fields.items():
+            values = {name: getattr(config, name) for name in _several(ours)}
             if len(set(values.values())) > 1:
                 found = ", ".join(f"{name}={value!r}" for name, value in values.items())
                 problems.append(f"{found}; {self.model_type} has one {field} for them")
@@ -133,15 +133,15 @@ class Family:
             problems.append(f"(share_embeddings, tie_word_embeddings)={ties}; {self.model_type} has {options} only")
         if problems:
             raise ConversionError(self.model_type, problems)
-        fields = {field: getattr(config, _several(names)[0]) for field, names in self.fields.items()}
+        fields = {field: getattr(config, _several(ours)[0]) for field, ours in self.fields.items()}
         fields |= {"tie_word_embeddings": config.tie_word_embeddings, **self.their_fields(config)}
         config_class: Any = self.in_tree_class().config_class
         theirs = config_class(**fields)
 
         names = {their_name: name for name, their_name in self.names_in(config, tensors).items()}
         places = ((HEAD, self.heads), (SOURCE, self.source_embeddings), (TARGET, self.target_embeddings))
-        names |= {name: ours for ours, (_, *others) in places for name in others}
-        names |= {first: ours for ours, (first, *_) in places}  # the others are for who has no place of its own
+        names |= {name: table for table, (_, *others) in places for name in others}
+        names |= {first: table for table, (first, *_) in places}  # the other names share with one that has a place
         state = {}
         for name, shape in _shapes(self.in_tree_class(), theirs).items():
             if names.get(name) in tensors:
@@ -188,6 +188,23 @@ def _are_equal(tensors: Mapping[str, Tensor], a: str, b: str) -> bool:
     if a == b:
         return True
     return a in tensors and b in tensors and torch.equal(tensors[a], tensors[b])
+
+
+def _build(fields: dict[str, Any]) -> tuple[DragomanConfig | None, list[str]]:
+    """The configuration, or none and all that is wrong: each value by itself, or how they fit together."""
+    try:
+        return DragomanConfig(**fields), []
+    except (StrictDataclassError, ValueError) as error:
+        whole = str(error.__cause__ or error)
+    problems = []
+    for name, value in fields.items():
+        try:
+            DragomanConfig(**{name: value})
+        except StrictDataclassFieldValidationError as error:
+            problems.append(str(error.__cause__))
+        except (StrictDataclassError, ValueError):
+            continue  # it may fit the others
+    return None, problems or [whole]
 
 
 def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:

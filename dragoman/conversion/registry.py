@@ -7,12 +7,12 @@ from .t5 import MT5, T5, UMT5
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(), T5(), MT5(), UMT5())}
 REFUSED: dict[str, str] = {
     "t5gemma": (
-        "it needs what no other family here has: a norm behind each sublayer as well as before it, weights of norms that "
-        "count from 1, scores and logits capped by tanh, sliding windows, and a width for each side"
+        "it needs what no other family here has: norms behind each sublayer as well as before it, whose weights count "
+        "from 1, scores and logits capped by tanh, sliding windows, and sizes of its own for each side"
     ),
     "t5gemma2": (
-        "it needs what no other family here has: self- and cross-attention in one softmax, norms of queries and keys and "
-        "behind each sublayer, weights of norms that count from 1, sliding windows, and images"
+        "it needs what no other family here has: self- and cross-attention in one softmax, norms of queries and keys "
+        "and behind each sublayer, whose weights count from 1, sliding windows, and images"
     ),
 }
 

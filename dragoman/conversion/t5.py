@@ -1,24 +1,24 @@
 """T5 (1.0, 1.1, FLAN, ByT5), mT5 and umT5.
 
-Pre-norm with RMSNorm, no bias anywhere but that of relative positions, which the first layer of a stack owns in-tree
+Pre-norm with RMSNorm; no bias anywhere but that of relative positions, which the first layer of a stack owns in-tree
 and the stack owns here; in umT5 every layer owns one. Scores are not scaled. The size of a head (``d_kv``) is free;
-heads, feed-forward size and dropout are the same on both sides. In-tree computes positions from columns, which comes
-to the same however a row is padded.
+number of heads, feed-forward size and dropout are the same on both sides. In-tree takes distances from columns, which
+comes to the same however a row is padded.
 
-Feed-forward: ``dense_act_fn`` and ``is_gated_act`` count, which in-tree derives from ``feed_forward_proj`` ("gated-gelu"
-means gelu_new) unless the file has them.
+Feed-forward: ``dense_act_fn`` and ``is_gated_act`` count. In-tree derives them from ``feed_forward_proj``, where
+"gated-gelu" means gelu_new, unless the file has them.
 
-Head: configurations of transformers 5.23 always say tied, but its classes leave what a file has twice, with different
-values, apart; so do we. The logits of T5 1.0 are scaled by ``d_model ** -0.5`` (``scale_decoder_outputs``), those of 1.1
-are not. mT5 in-tree never scales. umT5 in-tree always does, though its published weights, whose files say untied, were
-trained without: the most probable token is the same, probabilities are flatter than they should be, and ours are, too.
+Head: configurations of transformers 5.23 always say tied, but its classes leave apart what a file holds twice with
+different values; so do we, for the head and for the embeddings of either side. The logits of T5 1.0 are scaled by
+``d_model ** -0.5``, those of 1.1 are not (``scale_decoder_outputs``). mT5 in-tree never scales. umT5 in-tree always
+does, although the files of its published weights say untied, for which earlier versions did not scale: the most
+probable token is the same, but probabilities are flatter, and so are ours.
 
 Training: ``dropout_rate`` acts on embeddings, branches, attention weights and inside the feed-forward, here as there.
 In-tree it also acts on the states after the last norm; here it does not.
 
 Half precision: in fp16 in-tree keeps ``wo``, and with it the residual stream, in fp32, and clamps infinite states. Ours
-does neither: what in-tree loaded as fp16 from a file of fp32 becomes fp32 here, so that nothing is lost. For speed use
-bf16, which all of them were trained in.
+does neither. What was rounded to fp16 but for ``wo`` becomes fp32 here, so that nothing is lost.
 """
 
 import math
