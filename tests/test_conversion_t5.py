@@ -24,7 +24,7 @@ from transformers import (
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
 from dragoman import DragomanConfig
 from dragoman.conversion import ConversionError, convert_from, convert_to
-from ladder import TOLERANCE, assert_same_weights, climb, go_around, randomise
+from ladder import TOLERANCE, assert_same_weights, climb, go_around, ragged, randomise
 from support import batch, build, relative_error, tiny
 
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -188,7 +188,7 @@ FOLDERS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "four copies": ("t5", {**COPIES, "lm_head.weight": "shared.weight"}, {}),
     "no shared": ("t5", {"decoder.embed_tokens.weight": "shared.weight"}, {}),
     "1.1": ("t5 1.1", {**COPIES, **HEAD}, {"tie_word_embeddings": False}),
-    "1.1, no shared": (
+    "1.1, no shared": (  # MADLAD-400
         "t5 1.1",
         {"decoder.embed_tokens.weight": "shared.weight", **HEAD},
         {"tie_word_embeddings": False},
@@ -205,6 +205,18 @@ def test_a_folder_of_the_hub(name: str, tmp_path: Path) -> None:
     hub_folder(tmp_path, t5(**VARIANTS[variant]), names, **fields)
     theirs = CLASSES[VARIANTS[variant].get("family", "t5")][1].from_pretrained(tmp_path)
     climb(theirs, convert_from(tmp_path))
+
+
+def test_a_head_tied_to_the_encoder_alone_is_a_copy(tmp_path: Path) -> None:
+    theirs = t5(apart=("decoder.embed_tokens",))
+    tables = {name: name for name in ("shared.weight", "decoder.embed_tokens.weight")}
+    hub_folder(tmp_path, theirs, tables)
+    inputs = ragged(theirs)
+    for ours in (convert_from(theirs), convert_from(tmp_path)):
+        assert not ours.config.share_embeddings
+        assert not ours.config.tie_word_embeddings
+        target = inputs["decoder_attention_mask"].bool()
+        assert relative_error(ours(**inputs).logits[target], theirs(**inputs).logits[target]) < TOLERANCE
 
 
 def test_what_a_file_lacks_is_named(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ Feed-forward: ``dense_act_fn`` and ``is_gated_act`` count. In-tree derives them 
 "gated-gelu" means gelu_new, unless the file has them.
 
 Head: configurations of transformers 5.23 always say tied, but its classes leave apart what a file holds twice with
-different values; so do we, for the head and for the embeddings of either side. The logits of T5 1.0 are scaled by
-``d_model ** -0.5``, those of 1.1 are not (``scale_decoder_outputs``). mT5 in-tree never scales. umT5 in-tree always
-does, although the files of its published weights say untied, for which earlier versions did not scale: the most
-probable token is the same, but probabilities are flatter, and so are ours.
+different values; so do we, for the head and for the embeddings of either side. (A head tied to the encoder's alone is
+a copy here, trained apart.) The logits of T5 1.0 are scaled by ``d_model ** -0.5``, those of 1.1 are not
+(``scale_decoder_outputs``). mT5 in-tree never scales. umT5 in-tree always does, whatever its file says; earlier
+versions did not where it said untied. The most probable token is the same either way, probabilities are not.
 
 Training: ``dropout_rate`` acts on embeddings, branches, attention weights and inside the feed-forward, here as there.
 In-tree it also acts on the states after the last norm; here it does not.
