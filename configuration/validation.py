@@ -122,10 +122,10 @@ def check_positions(config: Any) -> None:
         raise ValueError(f"relative_attention_per_layer belongs to position_encoding='relative', not {scheme!r}.")
     if scheme == "relative":
         buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
-        if buckets < 4 or buckets % 4:
+        if buckets < 4:
             raise ValueError(
-                "relative_attention_num_buckets must be a multiple of 4 (two directions, exact and logarithmic "
-                f"halves), got {buckets}."
+                "relative_attention_num_buckets must be at least 4 (two directions, exact and logarithmic halves), got "
+                f"{buckets}."
             )
         if distance <= buckets // 2:
             raise ValueError(

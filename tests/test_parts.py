@@ -183,7 +183,7 @@ class TestBiases:
     @pytest.mark.parametrize("bidirectional", [True, False])
     def test_buckets_are_those_of_t5(self, bidirectional: bool) -> None:
         distance = torch.arange(-300, 301)
-        for buckets, furthest in ((32, 128), (8, 20)):
+        for buckets, furthest in ((32, 128), (8, 20), (4, 3), (5, 9), (6, 4), (7, 30), (31, 16)):
             found = relative_buckets(distance, buckets, furthest, bidirectional)
             expected = T5Attention._relative_position_bucket(distance, bidirectional, buckets, furthest)
             assert found.tolist() == expected.tolist()

@@ -15,6 +15,7 @@ from .fairseq_layout import FairseqFamily, both_stacks
 class Bart(FairseqFamily):
     model_type = "bart"
     architecture = "BartForConditionalGeneration"
+    tokenizer = "BartTokenizer"
     constants: ClassVar[Mapping[str, Any]] = {
         **FairseqFamily.constants,
         "position_encoding": "learned",

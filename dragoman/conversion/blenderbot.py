@@ -13,6 +13,7 @@ from .fairseq_layout import FairseqFamily, both_stacks
 class Blenderbot(FairseqFamily):
     model_type = "blenderbot"
     architecture = "BlenderbotForConditionalGeneration"
+    tokenizer = "BlenderbotTokenizer"
     constants: ClassVar[Mapping[str, Any]] = {
         **FairseqFamily.constants,
         "position_encoding": "learned",

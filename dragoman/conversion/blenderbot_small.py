@@ -15,4 +15,5 @@ from .bart import Bart
 class BlenderbotSmall(Bart):
     model_type = "blenderbot-small"
     architecture = "BlenderbotSmallForConditionalGeneration"
+    tokenizer = "BlenderbotSmallTokenizer"
     constants: ClassVar[Mapping[str, Any]] = {**Bart.constants, "position_offset": 0, "norm_before_positions": True}

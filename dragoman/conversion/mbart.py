@@ -30,6 +30,7 @@ logger = logging.get_logger(__name__)
 class MBart(Bart):
     model_type = "mbart"
     architecture = "MBartForConditionalGeneration"
+    tokenizer = "MBartTokenizer"
     constants: ClassVar[Mapping[str, Any]] = {**Bart.constants, "norm_placement": "pre", "final_norm": True}
     modules: ClassVar[Mapping[str, str]] = {
         **Bart.modules,

@@ -20,6 +20,7 @@ from .fairseq_layout import FairseqFamily, both_stacks
 class Pegasus(FairseqFamily):
     model_type = "pegasus"
     architecture = "PegasusForConditionalGeneration"
+    tokenizer = "PegasusTokenizer"
     fields: ClassVar[Mapping[str, str]] = {
         theirs: ours for theirs, ours in FairseqFamily.fields.items() if theirs != "bos_token_id"
     }

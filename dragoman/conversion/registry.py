@@ -7,16 +7,21 @@ from .families import ConversionError, Family
 from .marian import Marian
 from .mbart import MBart
 from .pegasus import Pegasus
+from .t5 import MT5, T5, UMT5
 
-<<<<<<< HEAD
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(),)}
-REFUSED: dict[str, str] = {"dragoman": "it is Dragoman's own"}
-=======
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (Bart(), Blenderbot(), BlenderbotSmall(), Marian(), MBart(), Pegasus())
+_ALL = (Bart(), Blenderbot(), BlenderbotSmall(), Marian(), MBart(), MT5(), Pegasus(), T5(), UMT5())
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+REFUSED: dict[str, str] = {
+    "dragoman": "it is Dragoman's own",
+    "t5gemma": (
+        "it needs what no other family here has: norms behind each sublayer as well as before it, whose weights count "
+        "from 1, scores and logits capped by tanh, sliding windows, and sizes of its own for each side"
+    ),
+    "t5gemma2": (
+        "it needs what no other family here has: self- and cross-attention in one softmax, norms of queries and keys "
+        "and behind each sublayer, whose weights count from 1, sliding windows, and images"
+    ),
 }
-REFUSED: dict[str, str] = {}
->>>>>>> bart
 
 
 def family_of(model_type: str) -> Family:
