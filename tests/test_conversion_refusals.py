@@ -45,7 +45,7 @@ def test_a_class_with_another_head(other: Any, tmp_path: Path) -> None:
 
 
 def test_the_remedy(tmp_path: Path) -> None:
-    """bart-base and bart-large are published as a BartModel, whose head is its embeddings."""
+    """A folder of the base model has no head of its own: it is the embeddings."""
     theirs = tiny("Bart")
     theirs.model.save_pretrained(tmp_path)
     loaded = BartForConditionalGeneration.from_pretrained(tmp_path)

@@ -1,9 +1,8 @@
 """Blenderbot-small, of 90 million parameters; its ``model_type`` has a hyphen.
 
 BART with positions that begin at row 0, and a decoder that normalises bare token vectors, then adds positions; the
-encoder normalises the sum. With ``scale_embedding``, which the published model has, the in-tree class of transformers
-5.23 scales the encoder's vectors only, and so do we. The published decoder scaled its own too: a factor that the norm
-takes out again, but for its eps.
+encoder normalises the sum. With ``scale_embedding`` the in-tree class of transformers 5.23 scales the encoder's vectors
+only, and so do we. Transformers 4 scaled the decoder's too: a factor that the norm takes out again, but for its eps.
 """
 
 from collections.abc import Mapping
