@@ -12,6 +12,7 @@ from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .packing import DataCollatorForPackedSeq2Seq
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 from .trainer import DragomanTrainer
 
@@ -28,6 +29,7 @@ install_cards()
 register_lora_targets()
 
 __all__ = [
+    "DataCollatorForPackedSeq2Seq",
     "DragomanConfig",
     "DragomanEncoderModel",
     "DragomanForConditionalGeneration",

@@ -26,6 +26,7 @@ TIERS = [
     ["configuration_dragoman"],
     ["presets"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files"],
+    ["packing"],
     ["embeddings", "residual", "attention", "padding"],
     ["building", "initialization"],
     ["encoder", "decoder", "generation_dragoman", "vocabulary_resizing", "checkpoint_loading", "checkpoint_saving"],
