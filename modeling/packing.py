@@ -134,7 +134,7 @@ def attend_packed(
         )
     if implementation == "sdpa" and position_bias is None and dropout == 0 and has_varlen_kernel(query):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), (S, K, D)
-        output: Any = varlen_attn(
+        found: Any = varlen_attn(
             q,
             k,
             v,
@@ -145,7 +145,7 @@ def attend_packed(
             window_size=(-1, 0 if module.is_causal else -1),
             enable_gqa=module.num_key_value_groups > 1,
         )
-        return output[None]
+        return found[None]
     outputs = []
     runs = zip(packing.queries(query, 2), packing.keys(key, 2), packing.keys(value, 2), strict=True)
     for i, run in enumerate(runs):
