@@ -120,7 +120,11 @@ ENGINES: dict[str, tuple[Callable[[str, float], Any], str]] = {
     "Dragoman, packed": (dragoman_like_marian, "packed"),
 }
 SAME_WEIGHTS = ("Marian", "Dragoman, padded", "Dragoman, packed")
-OPTIMIZERS: dict[str, dict[str, bool]] = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+OPTIMIZERS: dict[str, dict[str, bool]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "loop": {"foreach": False},
+}
 
 
 class Engine:
