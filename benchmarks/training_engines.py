@@ -1,9 +1,10 @@
 """Engines that train on the same pairs, each in a process of its own that does a step when told to.
 
-Lengths follow a lognormal mix as of sentences: 25 tokens on the mean, at most 100, targets about as long as their sources.
+Lengths follow a lognormal mix as of sentences: 25 tokens on the mean, at most 100, both sides about as long.
 """
 
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -165,4 +166,4 @@ if __name__ == "__main__":
     engine = Engine(name, size, work, int(batches), float(scale))
     print(engine.loss(), flush=True)
     for _ in sys.stdin:  # a line is one step
-        print(*engine.step(), flush=True)
+        print(*engine.step(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)  # KiB

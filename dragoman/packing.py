@@ -18,9 +18,10 @@ class DataCollatorForPackedSeq2Seq:
 
     Called as transformers' ``DataCollatorForSeq2Seq`` is, whose batch has the same loss and gradients; no tokenizer is
     needed, since nothing is padded. What ``attention_mask`` and −100 at the ends of labels mark as padding is dropped.
+    Rows are put in order of length: attention takes neighbours of equal lengths at once.
 
     Returns ``input_ids`` (1, S), ``labels`` (1, T) with S and T tokens in all, and of N rows ``cu_seq_lens`` and
-    ``decoder_cu_seq_lens`` (N + 1): row i is tokens ``cu_seq_lens[i]`` to ``cu_seq_lens[i + 1]``. With a model also
+    ``decoder_cu_seq_lens`` (N + 1): source i is tokens ``cu_seq_lens[i]`` to ``cu_seq_lens[i + 1]``. With a model also
     ``decoder_input_ids``, which a Trainer with ``label_smoothing_factor`` needs.
 
     Raises:
@@ -42,14 +43,14 @@ class DataCollatorForPackedSeq2Seq:
             )
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        sources = [_source(feature) for feature in features]
-        targets = [_target(feature) for feature in features]
-        for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        rows = [(_source(feature), _target(feature)) for feature in features]
+        for i, (source, target) in enumerate(rows):
             if len(source) == 0 or len(target) == 0:
                 raise ValueError(
                     f"Row {i} of the batch has no {'labels' if len(source) else 'source tokens'}: leave such rows out "
                     "of the data, or end every sequence with the end token."
                 )
+        sources, targets = zip(*sorted(rows, key=lambda row: (len(row[0]), len(row[1]))), strict=True)
         batch = {
             "input_ids": torch.cat(sources)[None],
             "cu_seq_lens": _ends(sources),

@@ -31,7 +31,7 @@ class Packing:
         return max(t for _, t, _ in self.runs), max(s for _, _, s in self.runs)
 
     def queries(self, x: Tensor, dim: int) -> list[Tensor]:
-        """Run by run, ``dim`` (T) as two: the sequences of the run, and the queries of each. Views."""
+        """(1, …, T, …), T at ``dim``, to (n, …, t, …) run by run. Views."""
         return _split(x, dim, [(n, t) for n, t, _ in self.runs])
 
     def keys(self, x: Tensor, dim: int) -> list[Tensor]:
@@ -39,8 +39,8 @@ class Packing:
 
 
 def _split(x: Tensor, dim: int, sizes: list[tuple[int, int]]) -> list[Tensor]:
-    parts = x.split([n * length for n, length in sizes], dim)
-    return [part.unflatten(dim, size) for part, size in zip(parts, sizes, strict=True)]
+    parts = zip(x.split([n * length for n, length in sizes], dim), sizes, strict=True)
+    return [part if n == 1 else part.unflatten(dim, (n, t)).movedim(dim, 1).flatten(0, 1) for part, (n, t) in parts]
 
 
 @torch.compiler.disable
@@ -89,7 +89,7 @@ def bias_of(bias: nn.Module | None, query_positions: Tensor, key_positions: Tens
 def packed_bias(bias: nn.Module, query_positions: Tensor, key_positions: Tensor, packing: Packing) -> list[Tensor]:
     """(n, H, t, s) of each run."""
     runs = zip(packing.queries(query_positions, 1), packing.keys(key_positions, 1), strict=True)
-    return [bias(queries[0], keys[0]) for queries, keys in runs]
+    return [bias(queries, keys) for queries, keys in runs]
 
 
 @torch.compiler.disable
@@ -148,8 +148,7 @@ def attend_packed(
         return found[None]
     outputs = []
     runs = zip(packing.queries(query, 2), packing.keys(key, 2), packing.keys(value, 2), strict=True)
-    for i, run in enumerate(runs):
-        q, k, v = (x[0].transpose(0, 1) for x in run)  # (n, H, t, D), (n, K, s, D)
+    for i, (q, k, v) in enumerate(runs):  # (n, H, t, D), (n, K, s, D)
         mask = None  # SDPA asks the module whether it is causal
         if implementation == "eager" and module.is_causal:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

@@ -31,7 +31,8 @@ from dragoman import (
 from support import OPTIONS, SCHEMES, batch, build, configured, describe, gradients, pairwise, relative_error, tiny
 
 # Single tokens on either side and on both; neighbours of equal lengths, and others that are equal on one side only.
-SIZES = ((9, 4), (5, 7), (1, 1), (7, 6), (7, 6), (7, 6), (1, 5), (1, 3), (6, 1), (12, 1), (5, 9), (3, 9))
+# In the order in which the collator packs them.
+SIZES = ((1, 1), (1, 3), (1, 5), (3, 9), (5, 7), (5, 9), (6, 1), (7, 6), (7, 6), (7, 6), (9, 4), (12, 1))
 ROWS = pairwise({**OPTIONS, "label_smoothing": (0.0, 0.1), "relative_attention_per_layer": (False, True)})
 ROWS = [row for row in ROWS if row["position_encoding"] == "relative" or not row["relative_attention_per_layer"]]
 
@@ -48,7 +49,7 @@ def rows_of(padded: Batch) -> list[dict[str, Any]]:
 
 def both(config: DragomanConfig, seed: int = 1, sizes: tuple[tuple[int, int], ...] = SIZES) -> tuple[Batch, Batch]:
     """The same pairs, padded and packed."""
-    padded = batch(config, seed, sizes)
+    padded = batch(config, seed, tuple(sorted(sizes)))
     return padded, DataCollatorForPackedSeq2Seq()(rows_of(padded))
 
 
@@ -245,11 +246,11 @@ class TestAttention:
         attention.ALL_ATTENTION_FUNCTIONS["flash_stand_in"] = flash
         try:
             model.config._attn_implementation = "flash_stand_in"
-            _, packed = both(model.config, sizes=((5, 2), (3, 4)))
+            _, packed = both(model.config, sizes=((3, 4), (5, 2)))
             model(**packed)
         finally:
             del attention.ALL_ATTENTION_FUNCTIONS["flash_stand_in"]
-        source, target = [0, 5, 8], [0, 2, 6]
+        source, target = [0, 3, 8], [0, 4, 6]
         pairs = [(source, source, 5, 5), (target, target, 4, 4), (target, source, 4, 5)]
         for options, (q, k, max_q, max_k) in zip(asked, pairs, strict=True):
             assert (options["cu_seq_lens_q"].tolist(), options["cu_seq_lens_k"].tolist()) == (q, k)
@@ -349,11 +350,18 @@ class TestCollator:
             {"input_ids": torch.tensor([3]), "labels": torch.tensor([4])},
         ]
         packed = DataCollatorForPackedSeq2Seq()(rows)
-        assert packed["input_ids"].tolist() == [[5, 6, 3]]
-        assert packed["labels"].tolist() == [[7, -100, 8, 4]]  # one inside is a token that is not learned
-        assert packed["cu_seq_lens"].tolist() == [0, 2, 3]
-        assert packed["decoder_cu_seq_lens"].tolist() == [0, 3, 4]
+        assert packed["input_ids"].tolist() == [[3, 5, 6]]
+        assert packed["labels"].tolist() == [[4, 7, -100, 8]]  # one inside is a token that is not learned
+        assert packed["cu_seq_lens"].tolist() == [0, 1, 3]
+        assert packed["decoder_cu_seq_lens"].tolist() == [0, 1, 4]
         assert packed["cu_seq_lens"].dtype == torch.int32
+
+    def test_equal_lengths_stand_together(self) -> None:
+        rows = [{"input_ids": [7] * s, "labels": [8] * t} for s, t in ((3, 2), (1, 4), (3, 1), (1, 4), (3, 2))]
+        packed = DataCollatorForPackedSeq2Seq()(rows)
+        assert packed["cu_seq_lens"].diff().tolist() == [1, 1, 3, 3, 3]
+        assert packed["decoder_cu_seq_lens"].diff().tolist() == [4, 4, 1, 2, 2]
+        assert rows[0] == {"input_ids": [7] * 3, "labels": [8] * 2}
 
     def test_labels_inside_that_are_not_learned(self) -> None:
         model = build(tiny())
