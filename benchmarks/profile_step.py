@@ -1,17 +1,20 @@
 """Where a training step's time goes, operator by operator, padded and packed.
 
     python benchmarks/profile_step.py small "Dragoman, packed" "Dragoman, padded" Marian
+    python benchmarks/profile_step.py small --optimizers
 
 Time is what an operator spends itself, in forward and backward. Copies stand apart: those that a model causes without
 need are the ones to look for.
 """
 
 import argparse
+import statistics
+import time
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from training_engines import ENGINES, SIZES, Engine
+from training_engines import ENGINES, OPTIMIZERS, SIZES, Engine
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::addmm_"),
@@ -29,17 +32,35 @@ def kind_of(operator: str) -> str:
     return next((kind for kind, names in KINDS.items() if any(name in operator for name in names)), "other")
 
 
+def time_optimizers(size: str) -> None:
+    """CPU time of one step: medians of five."""
+    engines = {name: Engine("Dragoman, packed", size, "ragged", 1, optimizer=name) for name in OPTIMIZERS}
+    for name, engine in engines.items():
+        for parameter in engine.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        times = []
+        for _ in range(6):
+            started = time.process_time()
+            engine.optimizer.step()
+            times.append(time.process_time() - started)
+        print(f"{name}: {statistics.median(times[1:]) * 1e3:.1f} ms ({min(times) * 1e3:.1f}-{max(times) * 1e3:.1f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("engines", nargs="*", default=["Dragoman, packed", "Dragoman, padded"], metavar="engine")
     parser.add_argument("--work", choices=("ragged", "grouped"), default="ragged")
     parser.add_argument("--operators", type=int, default=15, help="how many to list")
+    parser.add_argument("--optimizers", action="store_true", help="time PyTorch's three AdamW instead")
     options = parser.parse_args()
+    if options.optimizers:
+        time_optimizers(options.size)
+        return
     if unknown := set(options.engines) - set(ENGINES):
         parser.error(f"no engine {', '.join(unknown)}: there are {', '.join(ENGINES)}")
     for name in options.engines:
-        engine = Engine(name, options.size, options.work, batches=2, scale=1.0)
+        engine = Engine(name, options.size, options.work, batches=2)
         for _ in range(3):
             seconds, tokens = engine.step()
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -55,8 +76,8 @@ def main() -> None:
         )
         print(f"{total / 1e3:.0f} ms profiled, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
         print("| kind | ms | share |\n|---|--:|--:|")
-        for kind, time in sorted(kinds.items(), key=lambda item: -item[1]):
-            print(f"| {kind} | {time / 1e3:.1f} | {time / total:.1%} |")
+        for kind, spent in sorted(kinds.items(), key=lambda item: -item[1]):
+            print(f"| {kind} | {spent / 1e3:.1f} | {spent / total:.1%} |")
         print("\n| operator | kind | ms | calls |\n|---|---|--:|--:|")
         for event in events[: options.operators]:
             print(

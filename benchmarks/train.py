@@ -29,7 +29,7 @@ import torch
 import transformers
 
 import dragoman
-from training_engines import ENGINES, SAME_WEIGHTS, SIZES
+from training_engines import CLOCKS, ENGINES, SAME_WEIGHTS, SIZES
 
 ROOT = Path(__file__).resolve().parent
 KEEP = str(2**40)  # bytes: more than is ever freed
@@ -43,7 +43,7 @@ class Worker:
 
     def __init__(self, name: str, size: str, work: str, allocator: str, options: argparse.Namespace) -> None:
         self.name = name
-        arguments = [name, size, work, str(options.batches), str(options.scale), str(options.threads)]
+        arguments = [name, size, work, str(options.batches), str(options.scale), str(options.threads), options.clock]
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "training_engines.py"), *arguments],
             stdin=subprocess.PIPE,
@@ -126,7 +126,8 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{model.split(': ')[1]}, {options.threads} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "machine": f"{model.split(': ')[1]}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": f"{options.threads} ({options.clock} time)",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -149,7 +150,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="three rounds of one batch")
     parser.add_argument("--output", type=Path, default=Path("train.json"))
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread, where others are at work")
     options = parser.parse_args()
+    if options.clock == "cpu":
+        options.threads = 1
     options.engines = [REFERENCE, *(name for name in options.engines if name != REFERENCE)]
     if options.quick:
         options.rounds, options.batches = 3, 1
