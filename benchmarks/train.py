@@ -29,7 +29,7 @@ import torch
 import transformers
 
 import dragoman
-from training_engines import CLOCKS, ENGINES, SAME_WEIGHTS, SIZES
+from training_engines import CLOCKS, ENGINES, SAME_WEIGHTS, SIZES, draw_batches, fill_of
 
 ROOT = Path(__file__).resolve().parent
 KEEP = str(2**40)  # bytes: more than is ever freed
@@ -96,7 +96,8 @@ def measure(size: str, work: str, allocator: str, options: argparse.Namespace) -
             for worker in workers[:: 1 if i % 2 else -1]:
                 worker.step(count=i >= options.batches)  # every batch's shapes are seen once beforehand
     found = {worker.name: {"speeds": worker.speeds, "peak": worker.peak, "loss": worker.loss} for worker in workers}
-    return {"size": size, "work": work, "allocator": allocator, "engines": found}
+    fill = fill_of(draw_batches(work, options.batches, SIZES[size]["vocabulary"], options.scale))
+    return {"size": size, "work": work, "fill": fill, "allocator": allocator, "engines": found}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -106,7 +107,8 @@ def table(result: dict[str, Any]) -> str:
         f"{size['layers']}+{size['layers']} layers, {size['hidden']}, {size['intermediate']}, V {size['vocabulary']:,}"
     )
     lines = [
-        f"\n{result['size']} ({shape}), {result['work']} batches, allocator {result['allocator']}\n",
+        f"\n{result['size']} ({shape}), {result['work']} batches ({result['fill']:.0%} tokens), "
+        f"allocator {result['allocator']}\n",
         f"| engine | target tokens/s | (least-most) | to {REFERENCE} | (least-most) | peak memory |",
         "|---|--:|--:|--:|--:|--:|",
     ]

@@ -64,6 +64,13 @@ def pad(pairs: list[Pair]) -> Batch:
     return {"input_ids": source, "attention_mask": (source != PAD).long(), "labels": padded("labels", -100)}
 
 
+def fill_of(batches: list[list[Pair]]) -> float:
+    """The share of padded batches that is tokens, both sides together."""
+    padded = [pad(batch) for batch in batches]
+    real = sum(int((batch["input_ids"] != PAD).sum() + (batch["labels"] != -100).sum()) for batch in padded)
+    return real / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in padded)
+
+
 def in_tree(family: str, size: str, dropout: float) -> Any:
     """A randomly initialised model of transformers, of the given dimensions."""
     s = SIZES[size]

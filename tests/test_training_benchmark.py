@@ -9,7 +9,7 @@ import pytest
 
 import train
 import training_engines
-from training_engines import ENGINES, ROWS, SAME_WEIGHTS, Engine, draw_batches, pad
+from training_engines import ENGINES, ROWS, SAME_WEIGHTS, Engine, draw_batches, fill_of
 
 TINY = {"layers": 1, "hidden": 16, "intermediate": 20, "heads": 2, "vocabulary": 50}
 
@@ -36,14 +36,9 @@ def test_engines_do_the_same_work(work: str) -> None:
 
 def test_lengths() -> None:
     ragged, grouped = (draw_batches(work, 3, 50) for work in ("ragged", "grouped"))
-    fill = {}
-    for name, batches in (("ragged", ragged), ("grouped", grouped)):
-        assert all(len(batch) == ROWS for batch in batches)
-        padded = [pad(batch) for batch in batches]
-        real = sum(int(batch["attention_mask"].sum() + (batch["labels"] != -100).sum()) for batch in padded)
-        fill[name] = real / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in padded)
-    assert 0.25 < fill["ragged"] < 0.5
-    assert fill["grouped"] > 0.75
+    assert all(len(batch) == ROWS for batch in [*ragged, *grouped])
+    assert 0.25 < fill_of(ragged) < 0.5
+    assert fill_of(grouped) > 0.75
 
 
 def test_other_losses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,5 +56,5 @@ def test_the_table() -> None:
         "Marian": {"speeds": [100.0, 200.0, 300.0], "peak": 2**20},
         "T5": {"speeds": [50.0, 300.0, 600.0], "peak": 2**21},
     }
-    text = train.table({"size": "small", "work": "ragged", "allocator": "neutral", "engines": engines})
+    text = train.table({"size": "small", "work": "ragged", "fill": 0.4, "allocator": "neutral", "engines": engines})
     assert text.splitlines()[-1] == "| T5 | 300 | 50-600 | 1.50 | 0.50-2.00 | 2.00 GiB |"
