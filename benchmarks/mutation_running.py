@@ -21,7 +21,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 # Most telling first. What looks at the repository itself, at the examples or at the benchmarks is left out.
-SUITE = "parts loss model option_matrix saving generation configuration trainer stability".split()
+SUITE = "parts loss model option_matrix packing saving generation configuration trainer stability".split()
 TOKENIZERS = "tokenizer tokenizer_sides trainer configuration".split()
 FIRST = {
     "configuration/file_validation.py": "broken_folders",
@@ -43,7 +43,8 @@ FIRST = {
     "modeling/loss.py": "loss parts",
     "modeling/modeling_conditional_generation.py": "model saving option_matrix",
     "modeling/modeling_dragoman.py": "model saving trainer",
-    "modeling/padding.py": "model option_matrix generation",
+    "modeling/packing.py": "packing",
+    "modeling/padding.py": "model option_matrix generation packing",
     "modeling/vocabulary_resizing.py": "saving",
     "configuration/configuration_dragoman.py": "configuration saving",
     "configuration/presets.py": "configuration",
@@ -54,6 +55,7 @@ FIRST = {
     "dragoman/token_budget.py": "token_budget",
     "dragoman/trainer.py": "trainer token_training",
     "dragoman/training_arguments.py": "token_training",
+    "dragoman/packing.py": "packing",
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.
 LAST = ("one_graph", "flex_attention", "new_process", "another_process", "compiled", "stock_trainers")

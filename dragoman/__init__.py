@@ -14,6 +14,7 @@ from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .packing import DataCollatorForPackedSeq2Seq
 from .quantization import quantize
 from .token_budget import TokenBudgetBatchSampler
 from .tokenization.tokenization_dragoman import DragomanTokenizer
@@ -34,6 +35,7 @@ register_lora_targets()
 register_ctranslate2_loader()
 
 __all__ = [
+    "DataCollatorForPackedSeq2Seq",
     "DragomanConfig",
     "DragomanEncoderModel",
     "DragomanForConditionalGeneration",

@@ -1,16 +1,79 @@
 """Batches without padding: the rows of a batch laid one after another."""
 
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .modeling.loss import IGNORE_INDEX
+from .modeling.padding import shift_right
 
+
+@dataclass
 class DataCollatorForPackedSeq2Seq:
-    """Stand-in until the packed model path is merged: lays rows one after another, and no more."""
+    """Rows with ``input_ids`` and ``labels`` to one row each of sources and of targets, for ``model(**batch)``.
 
-    def __init__(self, tokenizer: Any = None, model: Any = None) -> None:
-        self.tokenizer, self.model = tokenizer, model
+    Called as transformers' ``DataCollatorForSeq2Seq`` is, whose batch has the same loss and gradients; no tokenizer is
+    needed, since nothing is padded. What ``attention_mask`` and −100 at the ends of labels mark as padding is dropped.
+    Rows are put in order of length: attention takes neighbours of equal lengths at once.
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return {n: torch.tensor([[i for row in features for i in row[n]]]) for n in ("input_ids", "labels")}
+    Returns ``input_ids`` (1, S), ``labels`` (1, T) with S and T tokens in all, and of N rows ``cu_seq_lens`` and
+    ``decoder_cu_seq_lens`` (N + 1): source i is tokens ``cu_seq_lens[i]`` to ``cu_seq_lens[i + 1]``. With a model also
+    ``decoder_input_ids``, which a Trainer with ``label_smoothing_factor`` needs.
+
+    Raises:
+        TypeError: at once, for a model without a packed path.
+        ValueError: for a row without source tokens or without labels.
+    """
+
+    tokenizer: Any = None
+    model: Any = None
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            return
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # of an adapter
+        if "decoder_cu_seq_lens" not in inspect.signature(inner.forward).parameters:
+            raise TypeError(
+                f"{type(inner).__name__} takes no packed batches (decoder_cu_seq_lens): collate for it with "
+                "transformers.DataCollatorForSeq2Seq."
+            )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [(_source(feature), _target(feature)) for feature in features]
+        for i, (source, target) in enumerate(rows):
+            if len(source) == 0 or len(target) == 0:
+                raise ValueError(
+                    f"Row {i} of the batch has no {'labels' if len(source) else 'source tokens'}: leave such rows out "
+                    "of the data, or end every sequence with the end token."
+                )
+        sources, targets = zip(*sorted(rows, key=lambda row: (len(row[0]), len(row[1]))), strict=True)
+        batch = {
+            "input_ids": torch.cat(sources)[None],
+            "cu_seq_lens": _ends(sources),
+            "labels": torch.cat(targets)[None],
+            "decoder_cu_seq_lens": _ends(targets),
+        }
+        if self.model is not None:
+            shifted = shift_right(batch["labels"], self.model.config, batch["decoder_cu_seq_lens"])
+            batch["decoder_input_ids"] = shifted
+        return batch
+
+
+def _source(feature: Mapping[str, Any]) -> Tensor:
+    ids = torch.as_tensor(feature["input_ids"], dtype=torch.long)
+    mask = feature.get("attention_mask")
+    return ids if mask is None else ids[torch.as_tensor(mask).bool()]
+
+
+def _target(feature: Mapping[str, Any]) -> Tensor:
+    labels = torch.as_tensor(feature["labels"], dtype=torch.long)
+    real = (labels != IGNORE_INDEX).nonzero()
+    return labels[int(real.min()) : int(real.max()) + 1] if len(real) else labels[:0]
+
+
+def _ends(rows: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).int()

@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from .packing import Packing, attend_packed
 from .position_encodings import apply_rotary
 
 TAKE_A_BIAS = ("eager", "sdpa", "flex_attention")
@@ -115,7 +116,7 @@ class Attention(nn.Module):
         *,
         mask: Any,
         rotary: tuple[Tensor, Tensor] | None = None,
-        position_bias: Tensor | None = None,
+        position_bias: Any = None,
         cache: EncoderDecoderCache | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -125,15 +126,18 @@ class Attention(nn.Module):
         key, value = self._keys_and_values(x, source, rotary, cache)  # (B, K, S, D)
         options: dict[str, Any] = {"scaling": self.scaling}
         implementation = self.config._attn_implementation or "eager"
-        if position_bias is not None:
-            if implementation not in TAKE_A_BIAS:
-                raise NotImplementedError(
-                    f"The attention implementation {implementation!r} would drop the bias of position_encoding="
-                    f"{self.config.position_encoding!r}: choose one of {', '.join(TAKE_A_BIAS)}."
-                )
-            options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
+        if position_bias is not None and implementation not in TAKE_A_BIAS:
+            raise NotImplementedError(
+                f"The attention implementation {implementation!r} would drop the bias of position_encoding="
+                f"{self.config.position_encoding!r}: choose one of {', '.join(TAKE_A_BIAS)}."
+            )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
+        if isinstance(mask, Packing):
+            output = attend_packed(attend, self, query, key, value, mask, position_bias, dropout, self.scaling)
+            return self.o_proj(output.flatten(2)), None  # (1, T, C)
+        if position_bias is not None:
+            options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
         output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
         if output_attentions and attend is not eager_attention:
             mask = dense_mask(mask, self.is_causal, query.shape[2], key.shape[2], query.device)

@@ -23,6 +23,7 @@ from .building import (
     build_token_embedding,
 )
 from .initialization import mark_branch_outputs
+from .packing import bias_of, pack, packed_positions
 from .position_biases import BIASED_SCHEMES
 from .position_encodings import positions_of
 
@@ -52,13 +53,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         source_mask: Any,
         positions: tuple[Tensor, Tensor],  # of queries and keys
         rotary: tuple[Tensor, Tensor] | None = None,
-        position_bias: Tensor | None = None,
+        position_bias: Any = None,
         output_attentions: bool = False,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         weights = cross_weights = None
         if self.position_bias is not None:
-            position_bias = self.position_bias(*positions)
+            position_bias = bias_of(self.position_bias, *positions, mask)
 
         def attend(x: Tensor) -> Tensor:
             nonlocal weights
@@ -116,6 +117,8 @@ class Decoder(nn.Module):
         use_cache: bool | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
+        cu_seq_lens: Tensor | None = None,
+        encoder_cu_seq_lens: Tensor | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -126,17 +129,27 @@ class Decoder(nn.Module):
         if encoder_hidden_states is None:
             raise ValueError("The decoder needs encoder_hidden_states to attend to.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
-        cache = self._cache(past_key_values, use_cache)
-        queries, keys = self._positions(attention_mask, position_ids, cache, x)
-        mask = create_causal_mask(
-            self.config, x, attention_mask, None if cache is None else cache.self_attention_cache, position_ids=None
-        )
-        source_mask = create_bidirectional_mask(
-            self.config, x, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
-        )
-        x = self.embedding(x, queries, keys.shape[1], "target")
+        if cu_seq_lens is not None and encoder_cu_seq_lens is not None:
+            cache = None
+            others = {"decoder_attention_mask": attention_mask, "past_key_values": past_key_values}
+            mask: Any = pack(
+                x, cu_seq_lens, cu_seq_lens, output_attentions=output_attentions or None, use_cache=use_cache, **others
+            )
+            source_mask: Any = pack(x, cu_seq_lens, encoder_cu_seq_lens)
+            queries = packed_positions(cu_seq_lens, x.shape[1]) if position_ids is None else position_ids
+            keys, columns = queries, mask.longest[0]
+        else:
+            cache = self._cache(past_key_values, use_cache)
+            queries, keys = self._positions(attention_mask, position_ids, cache, x)
+            own = None if cache is None else cache.self_attention_cache
+            mask = create_causal_mask(self.config, x, attention_mask, own, position_ids=None)
+            source_mask = create_bidirectional_mask(
+                self.config, x, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
+            )
+            columns = keys.shape[1]
+        x = self.embedding(x, queries, columns, "target")
         rotary = None if self.rotary is None else self.rotary(queries, x.dtype)
-        position_bias = None if self.position_bias is None else self.position_bias(queries, keys)
+        position_bias = bias_of(self.position_bias, queries, keys, mask)
 
         recorded = selected_layers(output_attentions, self.config)
         states, attentions, cross_attentions = [x], [], []

@@ -20,6 +20,7 @@ from .building import (
     build_token_embedding,
 )
 from .initialization import mark_branch_outputs
+from .packing import bias_of, pack, packed_positions
 from .padding import mask_of_padding
 from .position_encodings import positions_of
 
@@ -45,12 +46,12 @@ class EncoderLayer(GradientCheckpointingLayer):
         mask: Any,
         positions: Tensor,
         rotary: tuple[Tensor, Tensor] | None = None,
-        position_bias: Tensor | None = None,
+        position_bias: Any = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         weights = None
         if self.position_bias is not None:
-            position_bias = self.position_bias(positions, positions)
+            position_bias = bias_of(self.position_bias, positions, positions, mask)
 
         def attend(x: Tensor) -> Tensor:
             nonlocal weights
@@ -90,21 +91,30 @@ class Encoder(nn.Module):
         inputs_embeds: Tensor | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
+        cu_seq_lens: Tensor | None = None,
     ) -> BaseModelOutput:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("The encoder needs either input_ids or inputs_embeds.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, C)
-        if attention_mask is None and input_ids is not None:
+        packed = cu_seq_lens is not None
+        if attention_mask is None and input_ids is not None and not packed:
             attention_mask = mask_of_padding(input_ids, self.config)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 4:
             raise ValueError(
                 "A 4-D attention_mask does not tell where a token stands: pass position_ids (B, S) with it."
             )
-        positions = positions_of(attention_mask, x.shape[1], x.device) if position_ids is None else position_ids
-        mask = create_bidirectional_mask(self.config, x, attention_mask)
-        x = self.embedding(x, positions, positions.shape[1], "source")
+        if cu_seq_lens is not None:
+            mask: Any = pack(
+                x, cu_seq_lens, cu_seq_lens, attention_mask=attention_mask, output_attentions=output_attentions or None
+            )
+            positions, columns = packed_positions(cu_seq_lens, x.shape[1]), mask.longest[0]
+        else:
+            mask = create_bidirectional_mask(self.config, x, attention_mask)
+            positions, columns = positions_of(attention_mask, x.shape[1], x.device), x.shape[1]
+        positions = positions if position_ids is None else position_ids
+        x = self.embedding(x, positions, columns, "source")
         rotary = None if self.rotary is None else self.rotary(positions, x.dtype)
-        position_bias = None if self.position_bias is None else self.position_bias(positions, positions)
+        position_bias = bias_of(self.position_bias, positions, positions, mask)
 
         recorded = selected_layers(output_attentions, self.config)
         states, attentions = [x], []

@@ -24,6 +24,11 @@ class DragomanGenerationMixin(GenerationMixin):
     generation_config: GenerationConfig
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cu_seq_lens") is not None or kwargs.get("decoder_cu_seq_lens") is not None:
+            raise ValueError(
+                "generate() takes a padded batch, not a packed one (cu_seq_lens): collate with "
+                "transformers.DataCollatorForSeq2Seq, or tokenizer(..., padding=True)."
+            )
         asked = {**(generation_config or self.generation_config).to_dict(), **kwargs}
         if asked.get("cache_implementation") == "paged":
             self.init_continuous_batching()

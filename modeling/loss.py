@@ -102,7 +102,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = _wide_product(part, w_wide.T, wide)  # (n, V)
             if bias is not None:
                 logits += bias
-            log_probs = F.log_softmax(logits.mul_(scale), dim=-1)
+            if scale != 1:
+                logits *= scale
+            log_probs = F.log_softmax(logits, dim=-1)
             del logits
             targets = targets.masked_fill(~counts, 0)[:, None]
             losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
@@ -114,7 +116,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1))
             if smoothing:
                 gradient -= smoothing / len(weight)
-            gradient = gradient.mul_(scale * counts[:, None]).to(narrow)  # (n, V)
+            if scale != 1 or isinstance(kept, slice):  # seldom: it is one more pass over all of (n, V)
+                gradient *= scale * counts[:, None]
+            gradient = gradient.to(narrow)  # (n, V)
             if needs_gradient[0]:
                 row_gradients.append(gradient @ w)
             if weight_gradient is not None:

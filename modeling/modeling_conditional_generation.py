@@ -61,11 +61,14 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
+        cu_seq_lens: Tensor | None = None,
+        decoder_cu_seq_lens: Tensor | None = None,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, V), and the loss where labels (B, T) are given; labels alone make the decoder's input.
 
         ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
         Training on labels returns no logits, whose memory the loss does without; ``return_logits`` decides otherwise.
+        ``cu_seq_lens`` and ``decoder_cu_seq_lens``, made by ``DataCollatorForPackedSeq2Seq``: :class:`DragomanModel`.
         """
         if labels is not None:
             if not isinstance(logits_to_keep, int) or logits_to_keep:
@@ -73,7 +76,7 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
             check_ids(labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size, "Label")
             use_cache = False if use_cache is None else use_cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = shift_right(labels, self.config)
+                decoder_input_ids = shift_right(labels, self.config, decoder_cu_seq_lens)
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -88,6 +91,8 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
             use_cache,
             output_attentions,
             output_hidden_states,
+            cu_seq_lens,
+            decoder_cu_seq_lens,
             return_dict=True,
         )
         states = outputs.last_hidden_state  # (B, T, C)

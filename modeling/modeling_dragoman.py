@@ -101,20 +101,34 @@ class DragomanModel(DragomanPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
+        cu_seq_lens: Tensor | None = None,
+        decoder_cu_seq_lens: Tensor | None = None,
     ) -> Seq2SeqModelOutput:
         """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids.
 
-        Continuing a cache that began with padding needs ``decoder_attention_mask`` over all tokens so far.
+        Continuing a cache that began with padding needs ``decoder_attention_mask`` over all tokens so far. With
+        ``cu_seq_lens`` and ``decoder_cu_seq_lens`` (N + 1), B is 1, and source and target are N sequences each, one
+        after another.
         """
+        if (cu_seq_lens is None) != (decoder_cu_seq_lens is None):
+            raise ValueError("Packed source and target have lengths each: pass cu_seq_lens and decoder_cu_seq_lens.")
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if attention_mask is None and input_ids is not None:
+        packed = cu_seq_lens is not None
+        if attention_mask is None and input_ids is not None and not packed:
             attention_mask = mask_of_padding(input_ids, self.config)
-        if decoder_attention_mask is None and decoder_input_ids is not None and past_key_values is None:
+        if decoder_attention_mask is None and decoder_input_ids is not None and past_key_values is None and not packed:
             decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states, return_dict=True
+                input_ids,
+                attention_mask,
+                position_ids,
+                inputs_embeds,
+                attentions,
+                hidden_states,
+                cu_seq_lens,
+                return_dict=True,
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
@@ -129,6 +143,8 @@ class DragomanModel(DragomanPreTrainedModel):
             use_cache,
             attentions,
             hidden_states,
+            decoder_cu_seq_lens,
+            cu_seq_lens,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -162,8 +178,9 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
+        cu_seq_lens: Tensor | None = None,
     ) -> BaseModelOutput:
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
+        arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states, cu_seq_lens)
         return self.encoder(*arguments, return_dict=True)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .loss import IGNORE_INDEX
+from .packing import packed_positions
 
 
 def mask_of_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
@@ -24,12 +25,16 @@ def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
     return (token.long().cumsum(-1) > 0).long()
 
 
-def shift_right(labels: Tensor, config: DragomanConfig) -> Tensor:
+def shift_right(labels: Tensor, config: DragomanConfig, cu_seq_lens: Tensor | None = None) -> Tensor:
     """Labels ``y₁ … yₙ`` to decoder input ``start y₁ … yₙ₋₁``, each row's start just before its first label.
 
-    Leading −100 are left padding and stay padding, as −100 anywhere becomes.
+    Leading −100 are left padding and stay padding, as −100 anywhere becomes. With ``cu_seq_lens``, each of the
+    sequences of a packed row begins with a start of its own.
     """
     shifted = torch.full_like(labels, config.pad_token_id)
     shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE_INDEX, config.pad_token_id)
+    if cu_seq_lens is not None:
+        starts = packed_positions(cu_seq_lens, labels.shape[1]) == 0
+        return shifted.masked_fill(starts, config.decoder_start_token_id)
     first = (labels != IGNORE_INDEX).long().argmax(dim=1, keepdim=True)  # 0 in a row without labels
     return shifted.scatter(1, first, config.decoder_start_token_id)

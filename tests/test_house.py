@@ -26,6 +26,7 @@ TIERS = [
     ["configuration_dragoman"],
     ["presets"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
+    ["packing"],
     ["embeddings", "residual", "attention", "padding", "int8_loading"],
     ["building", "initialization", "int8_modules"],
     [

@@ -55,9 +55,9 @@ def check_rows(subject: Subject, evidence: Evidence) -> None:
 
 def check_packing(subject: Subject, evidence: Evidence) -> None:
     """Rows packed into one without padding give the loss and the gradient of the padded batch."""
-    collator = getattr(dragoman, "DataCollatorForPackedSeq2Seq", None)
-    if collator is None or not subject.ours:
+    if not subject.ours:
         raise NotImplementedError("no packed path for encoder-decoders")
+    collator = dragoman.DataCollatorForPackedSeq2Seq
     model, pairs = subject.build(None), draw_pairs(subject)
     tokenizer = PaddingTokenizer.of(subject)
     features = [{"input_ids": pair.source, "labels": pair.target} for pair in pairs]

@@ -1,0 +1,162 @@
+"""Attention without padding: the sequences of a batch laid one after another in a single row.
+
+N sequences, T queries and S keys in all; B, H, K, D as in attention.py. Everything but attention sees one long row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Which queries see which keys: those of their own sequence. It stands where a mask would.
+
+    Sequence i is queries ``cu_seq_lens_q[i]`` to ``cu_seq_lens_q[i + 1]``, and its keys likewise. Neighbours of equal
+    lengths form a run, which attention takes as a batch: nothing is padded or gathered, and no mask is needed.
+    """
+
+    cu_seq_lens_q: Tensor  # (N + 1), from 0 to T
+    cu_seq_lens_k: Tensor  # (N + 1), from 0 to S
+    runs: list[tuple[int, int, int]]  # so many sequences, of so many queries and keys each
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Of queries and of keys."""
+        return max(t for _, t, _ in self.runs), max(s for _, _, s in self.runs)
+
+    def queries(self, x: Tensor, dim: int) -> list[Tensor]:
+        """(1, …, T, …), T at ``dim``, to (n, …, t, …) run by run. Views."""
+        return _split(x, dim, [(n, t) for n, t, _ in self.runs])
+
+    def keys(self, x: Tensor, dim: int) -> list[Tensor]:
+        return _split(x, dim, [(n, s) for n, _, s in self.runs])
+
+
+def _split(x: Tensor, dim: int, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    parts = zip(x.split([n * length for n, length in sizes], dim), sizes, strict=True)
+    return [part if n == 1 else part.unflatten(dim, (n, t)).movedim(dim, 1).flatten(0, 1) for part, (n, t) in parts]
+
+
+@torch.compiler.disable
+def pack(x: Tensor, cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor, **others: Any) -> Packing:
+    """Lengths, looked at once for all layers; ``others`` are arguments that a packed batch cannot have.
+
+    Raises:
+        ValueError: for lengths that are not those of one packed row ``x`` (1, T, C), and for an empty sequence.
+    """
+    if given := [name for name, value in others.items() if value is not None and value is not False]:
+        raise ValueError(
+            f"A packed batch (cu_seq_lens) takes no {' or '.join(given)}: leave it out, or pad the batch "
+            "(transformers.DataCollatorForSeq2Seq) to have it."
+        )
+    ends, key_ends = cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist()
+    if x.shape[0] != 1 or ends[0] != 0 or ends[-1] != x.shape[1] or len(ends) != len(key_ends):
+        raise ValueError(
+            "cu_seq_lens and decoder_cu_seq_lens are the ends of N sequences in one row, 0 first, N + 1 numbers each: "
+            f"they do not fit a batch of shape {tuple(x.shape[:2])} with ends {ends}, and {key_ends} to attend to. "
+            "dragoman.DataCollatorForPackedSeq2Seq makes them."
+        )
+    queries, keys = ([end - start for start, end in pairwise(each)] for each in (ends, key_ends))
+    if min(*queries, *keys) < 1:
+        raise ValueError(
+            f"cu_seq_lens and decoder_cu_seq_lens have to grow, got {ends} and {key_ends}: leave empty sequences out."
+        )
+    runs = [(len(list(same)), t, s) for (t, s), same in groupby(zip(queries, keys, strict=True))]
+    return Packing(cu_seq_lens_q, cu_seq_lens_k, runs)
+
+
+def packed_positions(cu_seq_lens: Tensor, length: int) -> Tensor:
+    """``0 1 2 … 0 1 …``: every sequence counts its own tokens. (1, T)."""
+    columns = torch.arange(length, device=cu_seq_lens.device)
+    sequence = torch.searchsorted(cu_seq_lens, columns, right=True) - 1
+    return (columns - cu_seq_lens[sequence])[None]
+
+
+def bias_of(bias: nn.Module | None, query_positions: Tensor, key_positions: Tensor, mask: Any) -> Any:
+    """The bias between all positions (B, H, T, S); of a packed row, run by run, between those that see each other."""
+    if bias is not None and isinstance(mask, Packing):
+        return packed_bias(bias, query_positions, key_positions, mask)
+    return None if bias is None else bias(query_positions, key_positions)
+
+
+@torch.compiler.disable
+def packed_bias(bias: nn.Module, query_positions: Tensor, key_positions: Tensor, packing: Packing) -> list[Tensor]:
+    """(n, H, t, s) of each run."""
+    runs = zip(packing.queries(query_positions, 1), packing.keys(key_positions, 1), strict=True)
+    return [bias(queries, keys) for queries, keys in runs]
+
+
+@torch.compiler.disable
+def attend_packed(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    module: Any,
+    query: Tensor,  # (1, H, T, D)
+    key: Tensor,  # (1, K, S, D)
+    value: Tensor,  # (1, K, S, D)
+    packing: Packing,
+    position_bias: list[Tensor] | None,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """Attention of every sequence to its own keys. (1, T, H, D).
+
+    Run by run with ``attend``, transformers' SDPA or the reference. On CUDA in half precision, without bias and
+    dropout, all at once by torch's kernel for varying lengths; and by transformers' flash attention where that is
+    chosen. These two calls are written from the documentation: tested against stand-ins, on no GPU.
+    """
+    implementation = module.config._attn_implementation or "eager"
+    if "flash" in implementation:
+        longest_q, longest_k = packing.longest
+        output, _ = attend(
+            module,
+            query,
+            key,
+            value,
+            None,
+            dropout=dropout,
+            scaling=scaling,
+            cu_seq_lens_q=packing.cu_seq_lens_q,
+            cu_seq_lens_k=packing.cu_seq_lens_k,
+            max_length_q=longest_q,
+            max_length_k=longest_k,
+        )
+        return output
+    if implementation not in ("eager", "sdpa"):
+        raise NotImplementedError(
+            f"Packed batches need the attention implementation 'sdpa', 'eager' or a flash one, not {implementation!r}: "
+            "model.set_attn_implementation('sdpa')."
+        )
+    if implementation == "sdpa" and position_bias is None and dropout == 0 and has_varlen_kernel(query):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), (S, K, D)
+        found: Any = varlen_attn(
+            q,
+            k,
+            v,
+            packing.cu_seq_lens_q,
+            packing.cu_seq_lens_k,
+            *packing.longest,
+            scale=scaling,
+            window_size=(-1, 0 if module.is_causal else -1),
+            enable_gqa=module.num_key_value_groups > 1,
+        )
+        return found[None]
+    outputs = []
+    runs = zip(packing.queries(query, 2), packing.keys(key, 2), packing.keys(value, 2), strict=True)
+    for i, (q, k, v) in enumerate(runs):  # (n, H, t, D), (n, K, s, D)
+        mask = None  # SDPA asks the module whether it is causal
+        if implementation == "eager" and module.is_causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        bias = None if position_bias is None else position_bias[i].to(q.dtype)
+        output, _ = attend(module, q, k, v, mask, dropout=dropout, scaling=scaling, position_bias=bias)
+        outputs.append(output.flatten(0, 1))  # (n, t, H, D) -> (n·t, H, D)
+    return torch.cat(outputs)[None]
+
+
+def has_varlen_kernel(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
