@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
 SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
 COMMON = ("vocab_size", "source_vocab_size", "hidden_size", "position_encoding", "norm_type", "norm_placement")
+COMMON += ("num_hidden_layers", "cell", "bidirectional", "attention", "input_feeding")
 SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SAMPLE = 64  # bytes of each weight that tell two trainings apart
 # Of a Trainer's reports: what measures the machine, not the model.
@@ -48,7 +50,8 @@ def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
     facts = {"architecture": (config.architectures or [owner.__name__])[0], "has_code": relies_on_code(fields)}
     facts |= {name: weights[name] for name in ("parameters", "dtype") if name in weights}
     sided = [f"{side}_{name}" for name in SIDED for side in ("encoder", "decoder")]
-    return facts | {name: getattr(config, name) for name in (*COMMON, *sided) if getattr(config, name) is not None}
+    values = {field.name: getattr(config, field.name) for field in fields_of(config)}
+    return facts | {name: values[name] for name in (*COMMON, *sided) if values.get(name) is not None}
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:

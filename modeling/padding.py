@@ -1,18 +1,19 @@
 """Where padding is, read off the ids; and the decoder's input, read off the labels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..configuration.configuration_dragoman import DragomanConfig
 from .loss import IGNORE_INDEX
 
 
-def mask_of_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+def mask_of_padding(ids: Tensor, config: Any) -> Tensor:
     """1 at tokens, 0 at padding. (B, S)."""
     return (ids != config.pad_token_id).long()
 
 
-def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+def mask_of_left_padding(ids: Tensor, config: Any) -> Tensor:
     """0 at the padding before a decoder row, 1 from its start token on. (B, T).
 
     Padding behind a row needs no mask: causality hides it. Where the start token is the pad token, the last one
@@ -24,7 +25,7 @@ def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
     return (token.long().cumsum(-1) > 0).long()
 
 
-def shift_right(labels: Tensor, config: DragomanConfig) -> Tensor:
+def shift_right(labels: Tensor, config: Any) -> Tensor:
     """Labels ``y₁ … yₙ`` to decoder input ``start y₁ … yₙ₋₁``, each row's start just before its first label.
 
     Leading −100 are left padding and stay padding, as −100 anywhere becomes.
