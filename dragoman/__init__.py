@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModel
 
 from .adapters import register_lora_targets
 from .configuration import presets
-from .configuration.configuration_dragoman import VERSION, DragomanConfig
+from .configuration.base_configuration import VERSION
+from .configuration.configuration_dragoman import DragomanConfig
 from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .conversion import convert_from, convert_to
 from .hub import install

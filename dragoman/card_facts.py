@@ -11,15 +11,17 @@ from typing import Any
 import torch
 import transformers
 
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 from .hub import OWNERS, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
 
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
 SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
-COMMON = ("vocab_size", "source_vocab_size", "hidden_size", "position_encoding", "norm_type", "norm_placement")
-COMMON += ("num_hidden_layers", "cell", "bidirectional", "attention", "input_feeding")
+COMMON = (
+    "vocab_size source_vocab_size hidden_size position_encoding norm_type norm_placement "
+    "num_hidden_layers cell bidirectional attention input_feeding"  # of recurrent models
+).split()
 SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SAMPLE = 64  # bytes of each weight that tell two trainings apart
 # Of a Trainer's reports: what measures the machine, not the model.

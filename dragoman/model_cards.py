@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from .card_facts import gather
 from .card_rendering import metadata, render
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 from .modeling.checkpoint_saving import CheckpointSaving
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 

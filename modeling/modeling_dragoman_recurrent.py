@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .checkpoint_loading import CheckpointLoading
 from .checkpoint_saving import CheckpointSaving
+from .encoder_decoder_generation import EncoderDecoderGenerationMixin
 from .initialization import initialize
 from .language_modeling_head import LanguageModelingHead
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
@@ -132,9 +132,11 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
 
 
 class DragomanRecurrentForConditionalGeneration(
-    LanguageModelingHead, DragomanRecurrentPreTrainedModel, GenerationMixin
+    LanguageModelingHead, DragomanRecurrentPreTrainedModel, EncoderDecoderGenerationMixin
 ):
     """The recurrent model with a head over the target vocabulary: ``logits = W o + b``."""
+
+    encoder_output_class = RecurrentEncoderOutput
 
     def __init__(self, config: DragomanRecurrentConfig) -> None:
         super().__init__(config)
@@ -187,7 +189,7 @@ class DragomanRecurrentForConditionalGeneration(
         )
         return self.apply_head(outputs, labels, num_items_in_batch, logits_to_keep, return_logits)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> Any:
         # Private in transformers, which would make a cache of keys and values.
         if generation_config.cache_implementation is not None:
             raise ValueError(

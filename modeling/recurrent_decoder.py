@@ -73,7 +73,7 @@ class RecurrentDecoder(nn.Module):
         returned = self.dropout(states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=returned,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values,  # type: ignore[arg-type]
             hidden_states=(x, returned) if output_hidden_states else None,
             cross_attentions=(weights[:, None],) if output_attentions and weights is not None else None,  # (B, 1, T, S)
         )

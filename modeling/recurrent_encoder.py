@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .embeddings import TokenEmbedding
