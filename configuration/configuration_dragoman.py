@@ -1,36 +1,17 @@
 """What a Dragoman model is. One flat, strict dataclass: a wrong value raises where it is written."""
 
 # No `from __future__ import annotations` here: strict dataclasses check real types, and skip strings.
-import difflib
-import os
-from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
-from transformers.utils import logging
 
-from .file_validation import check_file
-from .validation import check_architecture, check_positions, check_special_tokens, check_tying, is_newer
-
-VERSION = "0.1.0"
-
-logger = logging.get_logger(__name__)
-
-# What transformers itself passes through a configuration's constructor, or writes into config.json.
-_TRANSFORMERS_KEYWORDS = frozenset(
-    "_attn_implementation _attn_implementation_internal _commit_hash _experts_implementation "
-    "_experts_implementation_internal _name_or_path _output_attentions attn_implementation auto_map "
-    "custom_pipelines experts_implementation finetuning_task model_type name_or_path num_labels "
-    "output_attentions quantization_config task_specific_params torch_dtype".split()
-)
+from .base_configuration import VERSION, DragomanBaseConfig
+from .validation import check_architecture, check_positions, check_special_tokens, check_tying
 
 
 @strict
-class DragomanConfig(PreTrainedConfig):
+class DragomanConfig(DragomanBaseConfig):
     """An encoder-decoder Transformer. Bare, it is the base model of Vaswani et al. 2017 (arXiv:1706.03762).
 
     Sizes are counts; probabilities lie in [0, 1). ``vocab_size`` is the target side, that of the logits.
@@ -41,7 +22,6 @@ class DragomanConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "dragoman"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_last_hidden_state"]
     # What generic code reads. The unprefixed names mean the decoder, from which caches are sized.
     attribute_map: ClassVar[dict[str, str]] = {
         "d_model": "hidden_size",
@@ -56,14 +36,12 @@ class DragomanConfig(PreTrainedConfig):
         "encoder_ffn_dim": "encoder_intermediate_size",
         "decoder_ffn_dim": "decoder_intermediate_size",
     }
-    # What the Auto classes find in a folder that carries this code: config.json's auto_map.
     entry_points: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_dragoman.DragomanConfig",
         "AutoModel": "modeling_dragoman.DragomanModel",
         "AutoModelForTextEncoding": "modeling_dragoman.DragomanEncoderModel",
         "AutoModelForSeq2SeqLM": "modeling_conditional_generation.DragomanForConditionalGeneration",
     }
-    export_code: ClassVar[Callable[..., Any] | None] = None  # set by `import dragoman`
     is_encoder_decoder: bool = True
     use_cache: bool = True
 
@@ -134,11 +112,6 @@ class DragomanConfig(PreTrainedConfig):
     dragoman_version: str = VERSION  # of the code that wrote the file
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs = self._refuse_unknown_keywords(kwargs)
-        self.dragoman_version = VERSION
-        for name, value in self.derived_fields().items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
         no_rope = self.rope_parameters is None and self.position_encoding != "rotary"
         super().__post_init__(**kwargs)
         if no_rope:
@@ -153,42 +126,6 @@ class DragomanConfig(PreTrainedConfig):
             "final_norm": self.norm_placement == "pre",
         }
 
-    def _refuse_unknown_keywords(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = [field.name for field in fields(self)]
-        unknown = [name for name in kwargs if name not in _TRANSFORMERS_KEYWORDS]
-        if unknown and is_newer(self.dragoman_version, VERSION):
-            logger.warning(f"Dragoman {VERSION} ignores what it does not know: {', '.join(unknown)}.")
-            return {name: value for name, value in kwargs.items() if name not in unknown}
-        for name in unknown:
-            if name in self.attribute_map:
-                sides = [n for n in names if n.endswith(f"coder_{name}")] or [self.attribute_map[name]]
-                hint = f"It is a name for reading only; set {' and '.join(sides)}."
-            else:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-                hint = f"Did you mean {near[0]}?" if near else f"Its fields are {', '.join(names)}."
-                if hasattr(GenerationConfig, name) or name in vars(GenerationConfig()):
-                    hint = "It is a generation setting: set it in model.generation_config."
-                elif name in ("rope_theta", "rope_scaling"):
-                    hint = "It belongs into rope_parameters."
-            raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
-        return kwargs
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """With the plugin imported, write the code that loads the folder without it, too."""
-        auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
-        if auto_map is not None:
-            self.auto_map = dict(auto_map)
-        super().save_pretrained(save_directory, **kwargs)
-        if push_to_hub:  # transformers would push what changes from here on, without the code
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        warning = check_file(config_dict, VERSION)
-        if warning is not None:
-            logger.warning(warning)
-        return super().from_dict(config_dict, **kwargs)
-
     def validate_architecture(self) -> None:
         check_architecture(self)
         check_positions(self)
@@ -196,18 +133,6 @@ class DragomanConfig(PreTrainedConfig):
 
     def validate_token_ids(self) -> None:
         check_special_tokens(self)
-
-    @property
-    def output_attentions(self) -> Any:
-        """Every attention implementation returns weights on request here, so nothing is refused."""
-        return self._output_attentions
-
-    @output_attentions.setter
-    def output_attentions(self, value: Any) -> None:
-        self._output_attentions = value
-
-    def validate_output_attentions(self) -> None:
-        pass
 
     def head_dim_of(self, num_attention_heads: int) -> int:
         return self.head_dim or self.hidden_size // num_attention_heads

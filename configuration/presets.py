@@ -72,10 +72,8 @@ PRESETS = {
 }
 
 
-def fit(
-    config_class: type[DragomanConfig], tokenizer: Any, preset: str | DragomanConfig, overrides: dict[str, Any]
-) -> DragomanConfig:
-    """The work behind :meth:`DragomanConfig.from_tokenizer`."""
+def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any]) -> Any:
+    """The work behind ``from_tokenizer`` of either kind of configuration."""
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         missing = "pad_token" if tokenizer.pad_token_id is None else "eos_token"
         raise ValueError(
@@ -107,7 +105,7 @@ def fit(
     return config
 
 
-def _chosen_fields(config: DragomanConfig) -> dict[str, Any]:
+def _chosen_fields(config: Any) -> dict[str, Any]:
     """Fields as they were given: what was derived from others follows them when they are overridden."""
     derived = {**config.derived_fields(), "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
     values = {field.name: getattr(config, field.name) for field in fields(config)}

@@ -20,6 +20,7 @@ _LARGEST = {
     "relative_attention_num_buckets": 2**16,
     "relative_attention_max_distance": 2**24,
     "position_offset": 2**16,
+    "num_hidden_layers": 1024,  # of a recurrent model
 }
 _LARGEST_TABLE = 2**28  # numbers; sinusoids are computed, so no file has to hold them
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "label_smoothing")
@@ -49,15 +50,23 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:50]}…"
 
 
-def check_architecture(config: Any) -> None:
+def check_sizes(config: Any) -> None:
     for name, largest in _LARGEST.items():
-        value, smallest = getattr(config, name), 0 if name == "position_offset" else 1
+        value, smallest = getattr(config, name, None), 0 if name == "position_offset" else 1
         if value is not None and not smallest <= value <= largest:
             bound = f"at least {smallest}" if value < smallest else f"at most {largest}"
             raise ValueError(f"{name} must be {bound}, got {shorten(value)}.")
+
+
+def check_probabilities(config: Any) -> None:
     for name in _PROBABILITIES:
-        if not 0 <= getattr(config, name) < 1:
+        if not 0 <= getattr(config, name, 0) < 1:
             raise ValueError(f"{name} is a probability in [0, 1), got {getattr(config, name)}.")
+
+
+def check_architecture(config: Any) -> None:
+    check_sizes(config)
+    check_probabilities(config)
     for name in ("norm_eps", "attention_scale", "logits_scale", "initializer_range"):
         value = getattr(config, name)
         if value is not None and not 0 < value < 1e38:  # what float32 holds

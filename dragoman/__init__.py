@@ -7,13 +7,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModel
 
 from .adapters import register_lora_targets
 from .configuration import presets
-from .configuration.configuration_dragoman import VERSION, DragomanConfig
+from .configuration.base_configuration import VERSION
+from .configuration.configuration_dragoman import DragomanConfig
+from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .conversion import convert_from, convert_to
 from .conversion.ctranslate2_registration import register_ctranslate2_loader
 from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .modeling.modeling_dragoman_recurrent import DragomanRecurrentForConditionalGeneration, DragomanRecurrentModel
 from .packing import DataCollatorForPackedSeq2Seq
 from .quantization import quantize
 from .token_budget import TokenBudgetBatchSampler
@@ -29,6 +32,11 @@ AutoModel.register(DragomanConfig, DragomanModel, exist_ok=True)
 AutoModelForTextEncoding.register(DragomanConfig, DragomanEncoderModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration, exist_ok=True)
 
+AutoConfig.register("dragoman_recurrent", DragomanRecurrentConfig, exist_ok=True)
+AutoTokenizer.register(DragomanRecurrentConfig, tokenizer_class=DragomanTokenizer, exist_ok=True)
+AutoModel.register(DragomanRecurrentConfig, DragomanRecurrentModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(DragomanRecurrentConfig, DragomanRecurrentForConditionalGeneration, exist_ok=True)
+
 install()
 install_cards()
 register_lora_targets()
@@ -40,6 +48,9 @@ __all__ = [
     "DragomanEncoderModel",
     "DragomanForConditionalGeneration",
     "DragomanModel",
+    "DragomanRecurrentConfig",
+    "DragomanRecurrentForConditionalGeneration",
+    "DragomanRecurrentModel",
     "DragomanTokenizer",
     "DragomanTrainer",
     "DragomanTrainingArguments",

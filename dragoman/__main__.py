@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 
 app = typer.Typer(help="Dragoman on the command line.", no_args_is_help=True, add_completion=False)
 

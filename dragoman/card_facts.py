@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 from .hub import OWNERS, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
 from .modeling.int8_loading import METHOD
@@ -18,7 +19,10 @@ from .modeling.int8_loading import METHOD
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
 SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
-COMMON = ("vocab_size", "source_vocab_size", "hidden_size", "position_encoding", "norm_type", "norm_placement")
+COMMON = (
+    "vocab_size source_vocab_size hidden_size position_encoding norm_type norm_placement "
+    "num_hidden_layers cell bidirectional attention input_feeding"  # of recurrent models
+).split()
 SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SAMPLE = 64  # bytes of each weight that tell two trainings apart
 # Of a Trainer's reports: what measures the machine, not the model.
@@ -51,7 +55,8 @@ def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
     if (fields.get("quantization_config") or {}).get("quant_method") == METHOD:
         facts["dtype"] = "int8 weights with fp32 scales, for the CPU"
     sided = [f"{side}_{name}" for name in SIDED for side in ("encoder", "decoder")]
-    return facts | {name: getattr(config, name) for name in (*COMMON, *sided) if getattr(config, name) is not None}
+    values = {field.name: getattr(config, field.name) for field in fields_of(config)}
+    return facts | {name: values[name] for name in (*COMMON, *sided) if values.get(name) is not None}
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:

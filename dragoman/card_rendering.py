@@ -13,7 +13,11 @@ NOTICE = (
     "<!-- Written by dragoman, and again whenever the model is saved, until you change this text: then it is yours. "
     'What you add to the metadata above stays; "license:" is yours to add. -->'
 )
-AUTO_CLASSES = {"DragomanModel": "AutoModel", "DragomanEncoderModel": "AutoModelForTextEncoding"}
+AUTO_CLASSES = {
+    "DragomanModel": "AutoModel",
+    "DragomanRecurrentModel": "AutoModel",
+    "DragomanEncoderModel": "AutoModelForTextEncoding",
+}
 TRANSLATION, TEXT_TO_TEXT = "translation", "text2text-generation"
 
 
@@ -22,7 +26,7 @@ def metadata(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     stated, training = facts.get("stated", {}), facts.get("training", {})
     languages = facts.get("tokenizer", {}).get("languages", [])
     task = TRANSLATION if languages else TEXT_TO_TEXT
-    writes = facts.get("model", {}).get("architecture") == "DragomanForConditionalGeneration"
+    writes = facts.get("model", {}).get("architecture", "").endswith("ForConditionalGeneration")
     dataset, rows = training.get("dataset", {}), training.get("results", [])
     results = [
         EvalResult(
@@ -64,8 +68,9 @@ def _sections(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
     if model:
         rows = [[key.replace("_", " "), model[key]] for key in COMMON if key in model]
         for key in SIDED:
-            sides = [model[f"{side}_{key}"] for side in ("encoder", "decoder")]
-            rows.append([key.replace("_", " "), " + ".join(map(str, sides))])
+            sides = [str(model[f"{side}_{key}"]) for side in ("encoder", "decoder") if f"{side}_{key}" in model]
+            if sides:
+                rows.append([key.replace("_", " "), " + ".join(sides)])
         yield "## Sizes\n\nEncoder + decoder where they have one each.\n\n" + _table(["field", "value"], rows)
     if tokenizer.get("languages"):
         yield f"## Languages\n\nIt can be asked for: {', '.join(tokenizer['languages'])}."
@@ -85,6 +90,8 @@ def _sections(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _introduction(model: Mapping[str, Any], base: str | None) -> str:
     kind = "The encoder of a Transformer" if "Encoder" in model["architecture"] else "An encoder-decoder Transformer"
+    if "Recurrent" in model["architecture"]:
+        kind = "A recurrent encoder-decoder"
     size = f" with {model['parameters']:,} parameters ({model['dtype']})" if "parameters" in model else ""
     origin = f" Fine-tuned from [{base}](https://huggingface.co/{base})." if base else ""
     return f"{kind}{size}: `{model['architecture']}`.{origin}"

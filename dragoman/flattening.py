@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 
 WINGS = ("configuration", "modeling", "tokenization")
 HEADER = "# Written by dragoman "

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .configuration.configuration_dragoman import DragomanConfig
+from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .flattening import HEADER, entry_modules, flat_copies
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 
@@ -23,7 +24,7 @@ SETTING = "DRAGOMAN_EXPORT_CODE"
 NOTE = "pip install dragoman; import dragoman; leave trust_remote_code out"
 # The files that transformers reads an auto_map from; the field that tells whose file it is; the classes by its value.
 OWNERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "config.json": ("model_type", {DragomanConfig.model_type: DragomanConfig}),
+    "config.json": ("model_type", {kind.model_type: kind for kind in (DragomanConfig, DragomanRecurrentConfig)}),
     "tokenizer_config.json": ("tokenizer_class", {DragomanTokenizer.__name__: DragomanTokenizer}),
 }
 

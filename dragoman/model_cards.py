@@ -18,8 +18,8 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from .card_facts import gather
 from .card_rendering import metadata, render
-from .configuration.configuration_dragoman import VERSION
-from .modeling.modeling_dragoman import DragomanPreTrainedModel
+from .configuration.base_configuration import VERSION
+from .modeling.checkpoint_saving import CheckpointSaving
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 
 CARD = "README.md"
@@ -33,7 +33,7 @@ PUSHED = (
 
 def install_cards() -> None:
     """From now on, what is saved describes itself."""
-    DragomanPreTrainedModel.write_card = write_card
+    CheckpointSaving.write_card = write_card
     DragomanTokenizer.write_card = write_card
 
 

@@ -17,8 +17,8 @@ from transformers.trainer_utils import EvalLoopOutput, seed_worker, unwrap_peft_
 from .card_facts import stated_facts, summary_facts
 from .lengths import read_lengths
 from .model_cards import CARD, adopt, refresh
+from .modeling.checkpoint_saving import CheckpointSaving
 from .modeling.loss import IGNORE_INDEX
-from .modeling.modeling_dragoman import DragomanPreTrainedModel
 from .packing import DataCollatorForPackedSeq2Seq
 from .token_budget import TokenBudgetBatchSampler
 
@@ -177,7 +177,7 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of a Dragoman model from all that the stock trainer would put into it."""
-        if not isinstance(self.accelerator.unwrap_model(self.model), DragomanPreTrainedModel):
+        if not isinstance(self.accelerator.unwrap_model(self.model), CheckpointSaving):
             super().create_model_card(*args, **kwargs)
             return
         if not self.is_world_process_zero():

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .configuration.configuration_dragoman import VERSION
+from .configuration.base_configuration import VERSION
 from .flattening import HEADER, entry_modules, flat_copies
 from .hub import OWNERS, notes, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names

@@ -9,6 +9,7 @@ into a branch     1/√fan_in                        keeps the size of what pass
 out of a branch   1/√(fan_in · branches)           the sum of a stack's branches has unit size
 free head         1/√C                             unit logits
 relative bias     1/√C                             begins near no bias
+recurrent         1/√(3 C), uniform                torch's own
 ================  ===============================  ==============================================
 
 Norm weights are 1, biases 0. Branch outputs that shrink with depth: Zhang et al. 2019 (arXiv:1908.11365).
@@ -16,17 +17,17 @@ A configuration with ``initializer_range`` draws every matrix with that standard
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers import initialization as init
 
-from ..configuration.configuration_dragoman import DragomanConfig
 from .embeddings import TokenEmbedding
 from .position_biases import AlibiBias, RelativeBias, alibi_slopes
 from .position_encodings import LearnedPositions, SinusoidalPositions
 
 
-def initialize(module: nn.Module, config: DragomanConfig) -> None:
+def initialize(module: nn.Module, config: Any) -> None:
     """Fill the parameters and buffers of ``module``, by its role."""
     fixed, per_channel = config.initializer_range, config.hidden_size**-0.5
     if isinstance(module, SinusoidalPositions):
@@ -34,11 +35,14 @@ def initialize(module: nn.Module, config: DragomanConfig) -> None:
     elif isinstance(module, AlibiBias):
         init.copy_(module.slopes, alibi_slopes(len(module.slopes)))
     elif isinstance(module, LearnedPositions):
-        init.normal_(module.weight, std=fixed or (1.0 if config.scale_embedding else per_channel))
+        init.normal_(module.weight, std=fixed or (1.0 if getattr(config, "scale_embedding", False) else per_channel))
     elif isinstance(module, RelativeBias | TokenEmbedding):
         init.normal_(module.weight, std=fixed or per_channel)
     elif isinstance(module, nn.Linear):
         init.normal_(module.weight, std=fixed or (module.in_features * getattr(module, "branches", 1)) ** -0.5)
+    elif isinstance(module, nn.RNNBase):
+        for parameter in module.parameters():
+            init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
 
 
 def mark_branch_outputs(projections: Iterable[nn.Linear], branches: int) -> None:

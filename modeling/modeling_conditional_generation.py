@@ -2,44 +2,27 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import LayerSelection
-from .embeddings import check_ids
 from .generation_dragoman import DragomanGenerationMixin
-from .loss import IGNORE_INDEX, head_cross_entropy, token_cross_entropy
+from .language_modeling_head import LanguageModelingHead
 from .modeling_dragoman import DragomanModel, DragomanPreTrainedModel
 from .padding import shift_right
 
 
-class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerationMixin):
+class DragomanForConditionalGeneration(LanguageModelingHead, DragomanPreTrainedModel, DragomanGenerationMixin):
     """The Transformer with a head over the target vocabulary: ``logits = scale · (W h + b)``."""
 
     def __init__(self, config: DragomanConfig) -> None:
         super().__init__(config)
         self.model = DragomanModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
-        fix_bias(self.lm_head)
-        self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
-        if config.tie_word_embeddings:
-            owner = "encoder" if config.share_embeddings else "decoder"
-            self._tied_weights_keys = {"lm_head.weight": f"model.{owner}.embed_tokens.weight"}
+        self.add_head()
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-        fix_bias(value)  # resizing makes it a parameter
-
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        return shift_right(labels, self.config)
 
     @can_return_tuple
     def forward(
@@ -71,9 +54,7 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         ``cu_seq_lens`` and ``decoder_cu_seq_lens``, made by ``DataCollatorForPackedSeq2Seq``: :class:`DragomanModel`.
         """
         if labels is not None:
-            if not isinstance(logits_to_keep, int) or logits_to_keep:
-                raise ValueError("labels need the logits of every position: leave logits_to_keep out.")
-            check_ids(labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size, "Label")
+            self.check_labels(labels, logits_to_keep)
             use_cache = False if use_cache is None else use_cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = shift_right(labels, self.config, decoder_cu_seq_lens)
@@ -95,28 +76,4 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
             decoder_cu_seq_lens,
             return_dict=True,
         )
-        states = outputs.last_hidden_state  # (B, T, C)
-        logits = None
-        if return_logits or (return_logits is None and (labels is None or not self.training)):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(states[:, kept]) * self.config.logits_scale  # (B, T, V)
-        return Seq2SeqLMOutput(
-            loss=None if labels is None else self._loss(states, logits, labels, num_items_in_batch),
-            logits=logits,
-            **{k: v for k, v in outputs.items() if k != "last_hidden_state"},
-        )
-
-    def _loss(self, states: Tensor, logits: Tensor | None, labels: Tensor, count: Tensor | int | None) -> Tensor:
-        """The same whether logits were asked for: those of half precision are too coarse to take it from."""
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        if logits is not None and logits.dtype.itemsize >= torch.float32.itemsize:
-            return token_cross_entropy(logits, labels, count, smoothing)
-        return head_cross_entropy(states, self.lm_head, labels, count, smoothing, self.config.logits_scale)
-
-
-def fix_bias(head: nn.Module) -> None:
-    """Keep the bias with the weights, but out of training: a buffer, as in the models that have one."""
-    bias = getattr(head, "bias", None)
-    if isinstance(bias, nn.Parameter):
-        del head.bias
-        head.bias = nn.Buffer(bias.detach())
+        return self.apply_head(outputs, labels, num_items_in_batch, logits_to_keep, return_logits)

@@ -1,19 +1,20 @@
 """Where padding is, read off the ids; and the decoder's input, read off the labels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..configuration.configuration_dragoman import DragomanConfig
 from .loss import IGNORE_INDEX
 from .packing import packed_positions
 
 
-def mask_of_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+def mask_of_padding(ids: Tensor, config: Any) -> Tensor:
     """1 at tokens, 0 at padding. (B, S)."""
     return (ids != config.pad_token_id).long()
 
 
-def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
+def mask_of_left_padding(ids: Tensor, config: Any) -> Tensor:
     """0 at the padding before a decoder row, 1 from its start token on. (B, T).
 
     Padding behind a row needs no mask: causality hides it. Where the start token is the pad token, the last one
@@ -25,7 +26,7 @@ def mask_of_left_padding(ids: Tensor, config: DragomanConfig) -> Tensor:
     return (token.long().cumsum(-1) > 0).long()
 
 
-def shift_right(labels: Tensor, config: DragomanConfig, cu_seq_lens: Tensor | None = None) -> Tensor:
+def shift_right(labels: Tensor, config: Any, cu_seq_lens: Tensor | None = None) -> Tensor:
     """Labels ``y₁ … yₙ`` to decoder input ``start y₁ … yₙ₋₁``, each row's start just before its first label.
 
     Leading −100 are left padding and stay padding, as −100 anywhere becomes. With ``cu_seq_lens``, each of the

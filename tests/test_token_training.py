@@ -281,7 +281,8 @@ def test_packing_gives_the_collator_whole_examples_within_the_budget(tmp_path: P
     loader = trainer(tmp_path, packing=True).get_train_dataloader()
     batches = list(loader)
     assert len(batches) == len(loader) == len(sampler(data, packed=True)) < len(sampler(data))
-    for batch, own in zip(batches, sampler(data, packed=True), strict=True):
+    for batch, indices in zip(batches, sampler(data, packed=True), strict=True):
+        own = sorted(indices, key=lambda i: (len(data[i]["input_ids"]), len(data[i]["labels"])))
         assert batch["input_ids"].tolist() == [list(itertools.chain(*(data[i]["input_ids"] for i in own)))]
         assert batch["labels"].tolist() == [list(itertools.chain(*(data[i]["labels"] for i in own)))]
         assert batch["input_ids"].numel() + batch["labels"].numel() <= BUDGET

@@ -1,0 +1,55 @@
+"""``generate()`` for any encoder-decoder here: transformers' own, with the gaps closed that it leaves for them."""
+
+import copy
+from typing import Any, NoReturn
+
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import ModelOutput
+
+from .padding import mask_of_left_padding, mask_of_padding
+
+
+class EncoderDecoderGenerationMixin(GenerationMixin):
+    """Three things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
+    enlarge them in place); padding is masked even where no mask was given; what transformers cannot do for an
+    encoder-decoder raises.
+    """
+
+    config: Any
+    generation_config: GenerationConfig
+    encoder_output_class: type[ModelOutput] = BaseModelOutput
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cu_seq_lens") is not None or kwargs.get("decoder_cu_seq_lens") is not None:
+            raise ValueError(
+                "generate() takes a padded batch, not a packed one (cu_seq_lens): collate with "
+                "transformers.DataCollatorForSeq2Seq, or tokenizer(..., padding=True)."
+            )
+        asked = {**(generation_config or self.generation_config).to_dict(), **kwargs}
+        if asked.get("cache_implementation") == "paged":
+            self.init_continuous_batching()
+        if asked.get("assistant_early_exit") is not None:
+            raise NotImplementedError("transformers has no early exit for encoder-decoders: pass an assistant_model.")
+        if (states := kwargs.get("encoder_outputs")) is not None:
+            kwargs["encoder_outputs"] = (
+                copy.copy(states) if isinstance(states, dict) else self.encoder_output_class(*states)
+            )
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)
+        if (prefix := kwargs.get("decoder_input_ids")) is not None and kwargs.get("decoder_attention_mask") is None:
+            mask = mask_of_left_padding(prefix, self.config)
+            if not mask.all():
+                begins = int(mask.any(0).long().argmax())  # columns that are padding in every row say nothing
+                kwargs["decoder_input_ids"] = prefix[:, begins:]
+                kwargs["decoder_attention_mask"] = mask[:, begins:]
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
+        # generate_batch() comes through here too
+        raise NotImplementedError(
+            "transformers has no continuous batching (paged cache) for encoder-decoders; it would return the prompt. "
+            "Call generate() with a padded batch instead."
+        )
