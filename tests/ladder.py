@@ -33,9 +33,8 @@ def randomise(model: PreTrainedModel, seed: int = 0, std: float = 0.25) -> PreTr
 
 def ragged(model: PreTrainedModel, side: str = "right", seed: int = 1) -> dict[str, Tensor]:
     """Rows of unequal lengths in source and target, padded on one side; ids that are nobody's special token."""
-    config, generator = model.config, torch.Generator().manual_seed(seed)
-    special = {config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id, 0, 1, 2, 3}
-    ours = convert_from(model).config
+    ours, generator = convert_from(model).config, torch.Generator().manual_seed(seed)
+    special = {ours.pad_token_id, ours.bos_token_id, ours.eos_token_id, ours.decoder_start_token_id, 0, 1, 2, 3}
 
     def ids(length: int, size: int) -> Tensor:
         allowed = torch.tensor([i for i in range(size) if i not in special])
@@ -121,8 +120,10 @@ def _compare_gradients(family: Any, theirs: Any, ours: Any, inputs: dict[str, Te
 def _compare_tokens(theirs: Any, ours: Any, inputs: dict[str, Tensor]) -> None:
     """Large weights and no repetition, so that the tokens differ from step to step and between sources."""
     source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    lengths = {"max_new_tokens": 32, "min_new_tokens": 16, "no_repeat_ngram_size": 1}
+    no_padding = {"suppress_tokens": [ours.config.pad_token_id]}  # which would have no position in some families
     for beams in (1, 4):
-        settings = {"max_new_tokens": 32, "min_new_tokens": 16, "no_repeat_ngram_size": 1, "num_beams": beams}
+        settings = {**lengths, **no_padding, "num_beams": beams}
         expected, found = (model.generate(**source, **settings, do_sample=False) for model in (theirs, ours))
         torch.testing.assert_close(found, expected, msg=f"tokens of {beams} beams differ")
         assert len({tuple(row) for row in found.tolist()}) == len(found), "all sources are written alike"

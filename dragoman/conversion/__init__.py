@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
@@ -70,6 +70,6 @@ def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], Generation
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    else:
-        settings = GenerationConfig.from_model_config(config)
+    else:  # config.json holds its values, which transformers does not keep in a config
+        settings = GenerationConfig.from_pretrained(folder, CONFIG_NAME, local_files_only=True, _from_model_config=True)
     return config, FolderTensors(folder), settings

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .families import Family
+from .families import SOURCE, TARGET, Family
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
 _LAYER = {
@@ -82,3 +82,11 @@ class FairseqFamily(Family):
     def our_fields(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         bias = tensors.get("final_logits_bias")
         return {"logits_bias": bias is not None and bool(bias.any())}
+
+    def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
+        """Untied files of transformers 4 hold ``model.shared`` only; later ones hold it, too, and nothing uses it."""
+        found = super().embeddings_in(tensors, may_tie)
+        own = {SOURCE: self.source_embeddings[0], TARGET: self.target_embeddings[0]}
+        if not may_tie and any(name in tensors for name in own.values()):
+            found |= own
+        return found

@@ -61,6 +61,10 @@ class Family:
         """Values of their configuration that Dragoman does not have."""
         return []
 
+    def our_problems(self, config: DragomanConfig) -> list[str]:
+        """Values of our configuration that the family does not have, beside ``constants``."""
+        return []
+
     def in_tree_class(self) -> type[PreTrainedModel]:
         return getattr(transformers, self.architecture)
 
@@ -105,7 +109,9 @@ class Family:
         for name in tensors.keys() - set(names.values()) - set(aliases):
             if not self.is_ignored(name):
                 problems.append(f"{name} has no counterpart")
-        problems += [f"{name} holds no sinusoids" for name in self.tables if not _is_table(tensors.get(name), ours)]
+        for name in self.tables if ours.position_encoding == "sinusoidal" else ():
+            if not holds_sinusoids(tensors.get(name), ours.position_offset, ours.sinusoidal_endpoint):
+                problems.append(f"{name} holds no sinusoids")
         if problems:
             raise ConversionError(self.model_type, sorted(problems))
         return ours, state
@@ -117,6 +123,7 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
+        problems += self.our_problems(config)
         ties = (config.share_embeddings, config.tie_word_embeddings)
         if ties not in self.ties:
             options = " or ".join(map(str, self.ties))
@@ -146,11 +153,14 @@ class Family:
         return theirs, state
 
     def embeddings_in(self, tensors: Mapping[str, Tensor], may_tie: bool) -> dict[str, str]:
-        """Where our embeddings and head lie in theirs."""
+        """Where our embeddings and head lie in theirs; of tied ones a file may hold any."""
+        source_is_own = (False, True) in self.ties
+        spare = (*self.target_embeddings, *self.heads) if may_tie else ()
+        spare += self.source_embeddings if may_tie and not source_is_own else ()
         return {
-            SOURCE: _first(self.source_embeddings, tensors),
-            TARGET: _first(self.target_embeddings, tensors),
-            HEAD: _first((*self.heads, *self.target_embeddings) if may_tie else self.heads, tensors),
+            SOURCE: _first((*self.source_embeddings, *(() if source_is_own else spare)), tensors),
+            TARGET: _first((*self.target_embeddings, *spare), tensors),
+            HEAD: _first((*self.heads, *spare), tensors),
         }
 
     def names_in(self, config: DragomanConfig, tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -207,11 +217,10 @@ def _fit(tensor: Tensor, shape: torch.Size, name: str, problems: list[str]) -> T
     return tensor
 
 
-def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
+def holds_sinusoids(table: Tensor | None, offset: int, endpoint: bool) -> bool:
     """Whether a stored table of positions, if any, holds what is computed here. Rows before position 0 may differ."""
-    if tensor is None:
+    if table is None:
         return True
-    offset, (rows, size) = config.position_offset, tensor.shape
-    expected = sinusoids(rows, size, config.sinusoidal_endpoint)
-    tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
-    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)
+    rows, size = table.shape
+    tolerance = max(1e-3, torch.finfo(table.dtype).eps)
+    return bool((table.float() - sinusoids(rows, size, endpoint))[offset:].abs().max() < tolerance)

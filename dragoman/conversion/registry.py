@@ -1,10 +1,15 @@
 """Which families there are."""
 
 from .families import ConversionError, Family
+from .fsmt import FSMT
+from .m2m_100 import M2M100
 from .marian import Marian
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Marian(),)}
-REFUSED: dict[str, str] = {"dragoman": "it is Dragoman's own"}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (FSMT(), M2M100(), Marian())}
+REFUSED: dict[str, str] = {
+    "dragoman": "it is Dragoman's own",
+    "nllb-moe": "its feed-forward layers are mixtures of experts, which Dragoman lacks; NLLB's dense models fit",
+}
 
 
 def family_of(model_type: str) -> Family:
