@@ -44,6 +44,9 @@ FIRST = {
     "configuration/configuration_dragoman.py": "configuration saving",
     "configuration/presets.py": "configuration",
     "configuration/validation.py": "configuration",
+    "dragoman/conversion/fsmt.py": "conversion_fsmt",
+    "dragoman/conversion/m2m_100.py": "conversion_m2m_100",
+    "dragoman/conversion/padding_positions.py": "conversion_m2m_100 conversion_fsmt",
     "dragoman/trainer.py": "trainer",
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.

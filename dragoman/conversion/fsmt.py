@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from ..configuration.validation import is_newer
 from .fairseq_layout import FairseqFamily, both_stacks
 from .families import holds_sinusoids
 from .padding_positions import PaddingPositions
@@ -92,4 +93,4 @@ class FSMT(PaddingPositions):
 
 def is_old(config: PreTrainedConfig) -> bool:
     """Whether a file was written before transformers 5; the oldest do not say."""
-    return int((config.transformers_version or "0").split(".")[0]) < 5
+    return is_newer("5.0", than=config.transformers_version or "")

@@ -6,7 +6,7 @@ first token written: ``forced_bos_token_id`` of ``generate()`` or of the generat
 tokenizer knows.
 
 In-tree, LayerDrop is on by default (0.05); ours has none, and a model made of ours says 0. In float16 the in-tree
-encoder clips states beyond 64,504; ours does not.
+encoder clips states beyond 64,504; ours does not. Given ``inputs_embeds``, in-tree positions count columns.
 """
 
 from collections.abc import Mapping
