@@ -36,6 +36,10 @@ FIRST = {
     "modeling/encoder.py": "model option_matrix",
     "modeling/generation_dragoman.py": "generation",
     "modeling/initialization.py": "saving stability",
+    "modeling/int8_arithmetic.py": "quantization",
+    "modeling/int8_loading.py": "quantization",
+    "modeling/int8_models.py": "quantization",
+    "modeling/int8_modules.py": "quantization",
     "modeling/loss.py": "loss parts",
     "modeling/modeling_conditional_generation.py": "model saving option_matrix",
     "modeling/modeling_dragoman.py": "model saving trainer",
@@ -47,7 +51,12 @@ FIRST = {
     "dragoman/conversion/fsmt.py": "conversion_fsmt",
     "dragoman/conversion/m2m_100.py": "conversion_m2m_100",
     "dragoman/conversion/padding_positions.py": "conversion_m2m_100 conversion_fsmt",
-    "dragoman/trainer.py": "trainer",
+    **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "fields files layout".split()},
+    **{f"dragoman/conversion/ctranslate2_{name}.py": "ctranslate2" for name in "reader tokens writer".split()},
+    "dragoman/lengths.py": "token_budget",
+    "dragoman/token_budget.py": "token_budget",
+    "dragoman/trainer.py": "trainer token_training",
+    "dragoman/training_arguments.py": "token_training",
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.
 LAST = ("one_graph", "flex_attention", "new_process", "another_process", "compiled", "stock_trainers")

@@ -102,7 +102,7 @@ class DragomanConfig(PreTrainedConfig):
     norm_eps: float | int = 1e-5
     norm_bias: bool | None = None  # None: layer_norm has one, rms_norm has none
     embedding_norm: bool = False  # a norm on the embeddings: BART
-    norm_before_positions: bool = False  # Blenderbot-small: the decoder's embedding norm sees no positions
+    norm_before_positions: bool = False  # Blenderbot-small: the decoder's embedding norm sees bare token vectors
     final_norm: bool | None = None  # a norm after the last layer. None: with pre-norm only
 
     # Biases and scales

@@ -9,12 +9,16 @@ from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
 from .conversion import convert_from, convert_to
+from .conversion.ctranslate2_registration import register_ctranslate2_loader
 from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
+from .quantization import quantize
+from .token_budget import TokenBudgetBatchSampler
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 from .trainer import DragomanTrainer
+from .training_arguments import DragomanTrainingArguments
 
 __version__ = VERSION
 
@@ -27,6 +31,7 @@ AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration,
 install()
 install_cards()
 register_lora_targets()
+register_ctranslate2_loader()
 
 __all__ = [
     "DragomanConfig",
@@ -35,8 +40,11 @@ __all__ = [
     "DragomanModel",
     "DragomanTokenizer",
     "DragomanTrainer",
+    "DragomanTrainingArguments",
+    "TokenBudgetBatchSampler",
     "__version__",
     "convert_from",
     "convert_to",
     "presets",
+    "quantize",
 ]

@@ -13,6 +13,7 @@ import transformers
 from .configuration.configuration_dragoman import VERSION
 from .hub import OWNERS, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
+from .modeling.int8_loading import METHOD
 
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
@@ -47,6 +48,8 @@ def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     facts = {"architecture": (config.architectures or [owner.__name__])[0], "has_code": relies_on_code(fields)}
     facts |= {name: weights[name] for name in ("parameters", "dtype") if name in weights}
+    if (fields.get("quantization_config") or {}).get("quant_method") == METHOD:
+        facts["dtype"] = "int8 weights with fp32 scales, for the CPU"
     sided = [f"{side}_{name}" for name in SIDED for side in ("encoder", "decoder")]
     return facts | {name: getattr(config, name) for name in (*COMMON, *sided) if getattr(config, name) is not None}
 

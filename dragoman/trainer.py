@@ -1,4 +1,4 @@
-"""The thin glue that stock ``Seq2SeqTrainer`` lacks: an evaluation that is exact, and needs no logits."""
+"""The thin glue that stock ``Seq2SeqTrainer`` lacks: an exact evaluation without logits, batches by their tokens."""
 
 import functools
 import inspect
@@ -6,17 +6,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.modelcard import TrainingSummary
-from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, seed_worker, unwrap_peft_model
 
 from .card_facts import stated_facts, summary_facts
+from .lengths import read_lengths
 from .model_cards import CARD, adopt, refresh
 from .modeling.loss import IGNORE_INDEX
 from .modeling.modeling_dragoman import DragomanPreTrainedModel
+from .packing import DataCollatorForPackedSeq2Seq
+from .token_budget import TokenBudgetBatchSampler
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +32,83 @@ class DragomanTrainer(Seq2SeqTrainer):
     their means, which counts rows that processes repeat to fill their last batch, and smooths with
     ``label_smoothing_factor``. Logits are asked for only where ``compute_metrics`` or ``predict()`` reads them, so
     that the memory of an evaluation does not grow with the vocabulary. The model card says all that the stock trainer's
-    does, and is never written over one that a person edited. Training is the stock trainer's, and takes any
-    encoder-decoder.
+    does, and is never written over one that a person edited.
+
+    Training is the stock trainer's, of any encoder-decoder. With ``DragomanTrainingArguments(tokens_per_batch=...)`` it
+    takes its batches from ``TokenBudgetBatchSampler``, with ``packing=True`` packed ones. Where tokens are counted
+    (``include_num_input_tokens_seen``), those of the target count too.
     """
 
     _likelihood: list[tuple[float, int]]  # of each batch: summed −log p, and tokens
+    _examples_per_batch: float | None = None  # the mean of what the budget makes
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        args: Any = self.args
+        budget, packing = getattr(args, "tokens_per_batch", None), getattr(args, "packing", False)
+        if budget is None or self.train_dataset is None:
+            self._examples_per_batch = None
+            return super().get_train_dataloader()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"tokens_per_batch={budget} is for one device, and here one process has {args.n_gpu}: start a process "
+                "for each (accelerate launch, torchrun), or show it one (CUDA_VISIBLE_DEVICES=0)."
+            )
+        collator: Any = self.data_collator
+        multiple = getattr(collator, "pad_to_multiple_of", None) or 1
+        if packing:
+            collator, multiple = DataCollatorForPackedSeq2Seq(self.processing_class, model=self.model), 1
+        sampler = TokenBudgetBatchSampler(
+            *read_lengths(self.train_dataset),
+            tokens_per_batch=budget,
+            packed=packing,
+            pad_to_multiple_of=multiple,
+            num_processes=args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        self._examples_per_batch = sampler.num_examples / len(sampler)
+        return self._prepare_batches(sampler, collator)
+
+    def _prepare_batches(self, sampler: TokenBudgetBatchSampler, collator: Any) -> DataLoader[Any]:
+        """As the stock trainer's private ``_get_dataloader``, which takes no batch sampler but its own."""
+        dataset: Any = self.train_dataset
+        args = self.args
+        if hasattr(dataset, "remove_columns"):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        else:
+            collator = self._get_collator_with_removed_columns(collator, description="Training")
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            worker_init_fn=functools.partial(
+                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
+            ),
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        # On several processes the trainer, resuming in an epoch, sets the epoch on accelerate's shard alone.
+        prepared.batch_sampler.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
+        return prepared
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        total: int = super().get_total_train_batch_size(args)
+        if self._examples_per_batch is None:
+            return total
+        return round(total / self._train_batch_size * self._examples_per_batch)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        super()._track_num_input_tokens(inputs)
+        counted = self.args.include_num_input_tokens_seen
+        if counted != "no" and "labels" in inputs:
+            labels = inputs["labels"]
+            tokens = (labels != IGNORE_INDEX).sum() if counted == "non_padding" else torch.tensor(labels.numel())
+            everywhere = self.accelerator.gather(tokens.to(self.args.device))
+            self.state.num_input_tokens_seen += int(everywhere.sum())
 
     def evaluation_loop(
         self,
@@ -109,6 +185,12 @@ class DragomanTrainer(Seq2SeqTrainer):
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         given.pop("self")
         summary = TrainingSummary.from_trainer(self, **given)
+        budget = getattr(self.args, "tokens_per_batch", None)
+        if budget is not None and summary.hyperparameters is not None:
+            rows = ("train_batch_size", "total_train_batch_size")  # what the budget stands in for
+            kept = {name: value for name, value in summary.hyperparameters.items() if name not in rows}
+            packing = {"packing": True} if getattr(self.args, "packing", False) else {}
+            summary.hyperparameters = {"tokens_per_batch": budget, **packing, **kept}
         folder = Path(str(self.args.output_dir))
         live = {"training": summary_facts(summary), "stated": stated_facts(summary)}
         if not refresh(folder, self.hub_model_id or given.get("model_name"), live):

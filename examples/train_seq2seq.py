@@ -11,6 +11,8 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
         --train_file train.en.gz --train_target_file train.de.gz \\
         --validation_file val.en.gz --validation_target_file val.de.gz
 
+With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
+
 Good data to begin with: Multi30k (29,000 image captions; en, de, fr), Tatoeba (short sentences in many languages, TSV).
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
 """
@@ -31,12 +33,17 @@ from transformers import (
     DataCollatorForSeq2Seq,
     HfArgumentParser,
     Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     TrainerCallback,
     set_seed,
 )
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
+from dragoman import (
+    DragomanConfig,
+    DragomanForConditionalGeneration,
+    DragomanTokenizer,
+    DragomanTrainer,
+    DragomanTrainingArguments,
+)
 from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
 from wall_clock import WallClock
 
@@ -165,9 +172,11 @@ def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tup
 
 
 def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
-    parts: Any = (ModelArguments, DataArguments, Seq2SeqTrainingArguments)
+    parts: Any = (ModelArguments, DataArguments, DragomanTrainingArguments)
     parser = HfArgumentParser(parts, description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(**DEFAULTS)
+    if parser.parse_known_args(argv)[0].tokens_per_batch:
+        parser.set_defaults(train_sampling_strategy="random")  # these batches are of like lengths anyway
     model_args, data, args = parser.parse_args_into_dataclasses(args=argv)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
@@ -189,7 +198,8 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
 
     model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
     args.generation_num_beams = args.generation_num_beams or 1  # while training
-    trainer = Seq2SeqTrainer(
+    trainer_class = DragomanTrainer if args.tokens_per_batch else Seq2SeqTrainer
+    trainer = trainer_class(
         model=model,
         args=args,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),

@@ -13,8 +13,10 @@ from .position_encodings import RotaryEmbedding
 from .residual import Residual
 
 
-def build_token_embedding(config: DragomanConfig, vocab_size: int) -> TokenEmbedding:
-    scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+def build_token_embedding(config: DragomanConfig, side: Literal["encoder", "decoder"]) -> TokenEmbedding:
+    is_source, bare = side == "encoder", side == "decoder" and config.norm_before_positions
+    vocab_size = (is_source and config.source_vocab_size) or config.vocab_size
+    scale = config.hidden_size**0.5 if config.scale_embedding and not bare else 1.0
     fixed_id = None if config.train_pad_embedding else config.pad_token_id
     return TokenEmbedding(vocab_size, config.hidden_size, scale, fixed_id)
 

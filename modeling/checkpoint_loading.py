@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .checkpoint_files import check_files
+from .int8_modules import Int8Matrix
 
 
 class CheckpointLoading(PreTrainedModel):
@@ -42,6 +43,7 @@ class CheckpointLoading(PreTrainedModel):
         where = load_config.pretrained_model_name_or_path
         if not load_config.ignore_mismatched_sizes:
             refuse_other_shapes(loading_info.mismatched_keys, where)
+        refuse_other_types(model, loading_info.unexpected_keys, where)
         refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
@@ -76,6 +78,22 @@ def refuse_other_shapes(mismatched: set[tuple[str, Any, Any]], where: Any) -> No
         raise ValueError(
             f"{where} holds weights of other shapes than its configuration says: {found}. Does config.json belong to "
             "them? ignore_mismatched_sizes=True draws such weights anew."
+        )
+
+
+def refuse_other_types(model: Any, unexpected: set[str], where: Any) -> None:
+    """transformers would read int8 as the fp32 numbers −127 … 127, with a line in its report."""
+    int8 = {id(module.weight) for module in model.modules() if isinstance(module, Int8Matrix)}
+    if not int8 and any(key.endswith(".weight_scale") for key in unexpected):
+        raise ValueError(
+            f"{where} holds int8 weights, which its configuration does not say: config.json lacks the "
+            "quantization_config that it was saved with."
+        )
+    wrong = sorted(name for name, p in model.named_parameters() if p.is_floating_point() == (id(p) in int8))
+    if wrong:
+        raise ValueError(
+            f"{where} holds weights of another type than quantization_config in its config.json says: "
+            f"{_some(wrong)}. Does config.json belong to them?"
         )
 
 

@@ -94,7 +94,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DragomanConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = build_token_embedding(config, config.vocab_size)
+        self.embed_tokens = build_token_embedding(config, "decoder")
         self.embedding = build_input_embedding(config, "decoder")
         self.rotary = build_rotary(config, "decoder")
         heads = config.decoder_num_attention_heads

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
     def __init__(self, config: DragomanConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens: nn.Module = build_token_embedding(config, config.source_vocab_size or config.vocab_size)
+        self.embed_tokens: nn.Module = build_token_embedding(config, "encoder")
         self.embedding = build_input_embedding(config, "encoder")
         self.rotary = build_rotary(config, "encoder")
         heads = config.encoder_num_attention_heads

@@ -15,12 +15,16 @@ from .checkpoint_saving import CheckpointSaving
 from .decoder import Decoder
 from .encoder import Encoder
 from .initialization import initialize
+from .int8_loading import register_int8
+from .int8_models import Int8Capable
 from .padding import mask_of_left_padding, mask_of_padding
 from .position_biases import BIASED_SCHEMES
 from .vocabulary_resizing import VocabularyResizingMixin
 
+register_int8()
 
-class DragomanPreTrainedModel(VocabularyResizingMixin, CheckpointSaving, CheckpointLoading):
+
+class DragomanPreTrainedModel(VocabularyResizingMixin, Int8Capable, CheckpointSaving, CheckpointLoading):
     """What transformers needs to know of every Dragoman model."""
 
     config: DragomanConfig

@@ -37,18 +37,18 @@ class SinusoidalPositions(nn.Module):
 
     def compute(self, num_positions: int, size: int) -> Tensor:
         """The table ``(num_positions, size)``."""
-        return sinusoids(num_positions + self.offset, size, self.endpoint)[self.offset :]
+        return sinusoids(num_positions, size, self.offset, self.endpoint)
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.table)  # (B, T, C)
 
 
-def sinusoids(num_positions: int, size: int, endpoint: bool = False) -> Tensor:
+def sinusoids(num_positions: int, size: int, offset: int = 0, endpoint: bool = False) -> Tensor:
     """The table ``(num_positions, size)``, computed in float64."""
     frequencies = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     if endpoint:  # in float32 on purpose: published weights were trained with its rounding at far positions
         frequencies = (torch.arange(size // 2).float() * -(math.log(10000) / (size // 2 - 1))).exp()
-    angles = torch.arange(num_positions, dtype=frequencies.dtype)[:, None] * frequencies
+    angles = torch.arange(offset, offset + num_positions, dtype=frequencies.dtype)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(torch.get_default_dtype())
 
 

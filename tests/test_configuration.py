@@ -94,7 +94,7 @@ def test_presets_are_of_the_size_they_claim() -> None:
         ({"position_encoding": "learned", "sinusoidal_endpoint": True}, "sinusoidal_endpoint belongs to .* got 'learned'"),
         ({"norm_before_positions": True}, "set embedding_norm=True"),
         ({"position_encoding": "learned", "position_offset": -1}, "position_offset must be at least 0, got -1"),
-        ({"position_encoding": "relative", "relative_attention_num_buckets": 6}, "multiple of 4"),
+        ({"position_encoding": "relative", "relative_attention_num_buckets": 3}, "at least 4 .* got 3"),
         ({"position_encoding": "relative", "relative_attention_max_distance": 4}, "max_distance 4 must exceed"),
         ({"relative_attention_per_layer": True}, "relative_attention_per_layer belongs to"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder must be True"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dragoman.configuration import presets
 from dragoman.modeling.attention import Attention, dense_mask, eager_attention
-from dragoman.modeling.building import build_input_embedding, build_rotary
+from dragoman.modeling.building import build_input_embedding, build_rotary, build_token_embedding
 from dragoman.modeling.feed_forward import FeedForward
 from dragoman.modeling.loss import token_cross_entropy
 from dragoman.modeling.norms import LayerNorm, RMSNorm
@@ -117,6 +117,12 @@ class TestPositions:
         torch.testing.assert_close(decoder(x, positions, 10, "target"), decoder.norm(x) + decoder.positions(positions))
         torch.testing.assert_close(encoder(x, positions, 10, "source"), encoder.norm(x + encoder.positions(positions)))
 
+    def test_a_norm_that_comes_first_sees_token_vectors_without_scale(self) -> None:
+        config = presets.tiny(position_encoding="learned", embedding_norm=True, scale_embedding=True)
+        assert [build_token_embedding(config, side).scale for side in ("encoder", "decoder")] == [8, 8]
+        config.norm_before_positions = True
+        assert [build_token_embedding(config, side).scale for side in ("encoder", "decoder")] == [8, 1]
+
     def test_rotary_turns_pairs(self) -> None:
         config = presets.tiny(rope_parameters={"rope_theta": 100.0})
         x, positions = normal(2, 4, 3, 16), torch.tensor([[0, 1, 7], [4, 4, 9]])
@@ -177,7 +183,7 @@ class TestBiases:
     @pytest.mark.parametrize("bidirectional", [True, False])
     def test_buckets_are_those_of_t5(self, bidirectional: bool) -> None:
         distance = torch.arange(-300, 301)
-        for buckets, furthest in ((32, 128), (8, 20)):
+        for buckets, furthest in ((32, 128), (8, 20), (4, 3), (5, 9), (6, 4), (7, 30), (31, 16)):
             found = relative_buckets(distance, buckets, furthest, bidirectional)
             expected = T5Attention._relative_position_bucket(distance, bidirectional, buckets, furthest)
             assert found.tolist() == expected.tolist()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dragoman.modeling.position_encodings import sinusoids
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
@@ -121,8 +122,11 @@ def test_new_rows_begin_at_the_mean_where_asked(mean_resizing: bool) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_buffers_survive_a_meta_load(scheme: str, tmp_path: Path) -> None:
     """Tables and slopes are not in the file and are empty on the meta device: loading refills them."""
-    config = tiny(position_encoding=scheme)
+    more = {"position_offset": 2, "sinusoidal_endpoint": True} if scheme == "sinusoidal" else {}
+    config = tiny(position_encoding=scheme, **more)
     model, inputs = build(config), batch(config)
+    if scheme == "sinusoidal":
+        torch.testing.assert_close(model.model.encoder.embedding.positions.table, sinusoids(64, 32, 2, True))
     assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
     model.save_pretrained(tmp_path)
     for loaded in (DragomanForConditionalGeneration, DragomanModel):

@@ -260,6 +260,15 @@ def test_training_stops_in_time_and_the_learning_rate_reaches_its_end(
     assert rates[-1] < 2e-5
 
 
+def test_batches_by_tokens(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    run = ["--do_train", "--do_eval", "--num_train_epochs", "2", "--tokens_per_batch", "60"]
+    trainer = script.main([*TINY, *files, *run, "--output_dir", str(tmp_path / "out")])
+    assert type(trainer) is dragoman.DragomanTrainer
+    sides = [sum(map(len, trainer.train_dataset[name])) for name in ("input_ids", "labels")]
+    assert 2 * sum(sides) / 60 < trainer.state.global_step < 2 * 2 * sum(sides) / 60
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_loss"] > 0
+
+
 def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
     vocabulary = {token: index for index, token in enumerate(["<unk>", "</s>", "<pad>", *"abcdefABCDEF"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -16,6 +16,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
+from .ctranslate2_files import is_ctranslate2_folder
+from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError, Family, with_ties
 from .registry import family_of
 from .tensors import FolderTensors, dtype_of, tensors_of
@@ -26,16 +28,25 @@ __all__ = ["ConversionError", "Family", "convert_from", "convert_to"]
 def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> DragomanForConditionalGeneration:
     """The Dragoman model that computes what an encoder-decoder of transformers computes, in eval mode.
 
-    A model is copied; of a folder (safetensors) every tensor is read once, and no model of its own class is built.
-    Whether embeddings and head are tied is read from the tensors.
+    A model is copied; of a folder (safetensors, or one of CTranslate2) every tensor is read once, and no model of its
+    own class is built. Whether embeddings and head are tied is read from the tensors.
 
     Raises:
-        ConversionError: for a family that is not known, an option that Dragoman does not have, a tensor too many or too
-            few; the message lists all of them.
+        ConversionError: for a family that is not known, or a class of it with another head; for an option that
+            Dragoman does not have, a tensor too many or too few. The message lists all of them.
         OSError: for a folder without config.json or safetensors.
     """
-    config, tensors, generation_config = _opened(model_or_folder)
-    ours, state = family_of(config.model_type).read(config, tensors)
+    if not isinstance(model_or_folder, PreTrainedModel) and is_ctranslate2_folder(Path(model_or_folder)):
+        return read_ctranslate2(Path(model_or_folder))[0]
+    config, tensors, generation_config, architectures = _opened(model_or_folder)
+    family = family_of(config.model_type)
+    for name in filter(family.is_other_class, architectures):
+        remedy = (
+            f"where the weights fit, load them with {family.architecture}.from_pretrained, and convert what it gives"
+        )
+        problem = f"it is a {name}; only {family.architecture} is converted: {remedy}"
+        raise ConversionError(family.model_type, [problem])
+    ours, state = family.read(config, tensors)
     model = DragomanForConditionalGeneration.from_pretrained(None, config=ours, state_dict=state, dtype=dtype_of(state))
     model.generation_config = generation_config
     return model
@@ -51,7 +62,7 @@ def convert_to(
         OSError: for a folder without config.json or safetensors.
     """
     target = family_of(family)
-    config, tensors, generation_config = _opened(model_or_folder)
+    config, tensors, generation_config, _ = _opened(model_or_folder)
     if config.model_type != DragomanConfig.model_type:
         raise ConversionError(config.model_type, ["convert_to takes a Dragoman model, which convert_from makes of it"])
     theirs, state = target.write(config, with_ties(config, tensors))
@@ -60,16 +71,16 @@ def convert_to(
     return model
 
 
-def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], GenerationConfig]:
-    """Configuration, tensors and generation settings of a model or a folder."""
+def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], GenerationConfig, list[str]]:
+    """Configuration, tensors, generation settings and class names of a model or a folder."""
     if isinstance(model_or_folder, PreTrainedModel):
         config = model_or_folder.config
         settings = getattr(model_or_folder, "generation_config", None) or GenerationConfig.from_model_config(config)
-        return config, tensors_of(model_or_folder), copy.deepcopy(settings)
+        return config, tensors_of(model_or_folder), copy.deepcopy(settings), [type(model_or_folder).__name__]
     folder = Path(model_or_folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    else:  # config.json holds its values, which transformers does not keep in a config
+    else:  # config.json holds its values, which transformers does not keep in a configuration
         settings = GenerationConfig.from_pretrained(folder, CONFIG_NAME, local_files_only=True, _from_model_config=True)
-    return config, FolderTensors(folder), settings
+    return config, FolderTensors(folder), settings, config.architectures or []

@@ -36,7 +36,10 @@ def both_stacks(theirs: str, ours: str) -> dict[str, str]:
 class FairseqFamily(Family):
     """Biases everywhere, a plain feed-forward, LayerNorm with eps 1e-5, one vocabulary, ``final_logits_bias``.
 
-    ``final_logits_bias`` is not trained in-tree; where it is zero ours does without.
+    In-tree positions count columns, but for M2M100 and FSMT; ours count tokens: rows padded on the left, or with holes
+    in the mask, come out as they do without padding. Without masks in-tree attends to padding; ours reads it off ids.
+    ``final_logits_bias`` is not trained in-tree; where it is zero ours does without. Nor is the pad token's row, as
+    input. In float16 in-tree pre-norm encoders clip what overflows; ours turns to NaN there: use bfloat16.
     """
 
     fields: ClassVar[Mapping[str, str]] = {
@@ -71,7 +74,7 @@ class FairseqFamily(Family):
         "feed_forward_bias": True,
         "attention_scale": None,
         "logits_scale": 1.0,
-        "train_pad_embedding": True,
+        "train_pad_embedding": False,
     }
     modules: ClassVar[Mapping[str, str]] = LAYERS
     parameters: ClassVar[Mapping[str, str]] = {"final_logits_bias": "lm_head.bias"}

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from ..modeling.position_encodings import sinusoids
+from .field_checking import build_configuration
 
 SOURCE, TARGET, HEAD = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"
 
@@ -39,7 +39,7 @@ class Family:
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class in transformers
     tokenizer: ClassVar[str]  # the class of its tokenizer, where a folder does not name one
-    fields: ClassVar[Mapping[str, str]]  # of their configuration: of ours, with the same value
+    fields: ClassVar[Mapping[str, str | tuple[str, ...]]]  # of their configuration: of ours, one or several, same value
     constants: ClassVar[Mapping[str, Any]]  # fields of ours that have one value in the whole family
     modules: ClassVar[Mapping[str, str]]  # theirs: ours; {} is the number of a layer. Their parameters are called alike
     parameters: ClassVar[Mapping[str, str]] = {}  # theirs: ours, one by one; their shapes may differ by a 1
@@ -84,15 +84,16 @@ class Family:
         """Our configuration and state dict. Raises ConversionError."""
         may_tie = config.tie_word_embeddings is not False
         embeddings = self.embeddings_in(tensors, may_tie)
-        fields = {ours: _single(getattr(config, theirs)) for theirs, ours in self.fields.items()}
+        fields = {
+            name: _single(getattr(config, theirs)) for theirs, ours in self.fields.items() for name in _several(ours)
+        }
         fields |= {**self.constants, **self.our_fields(config, tensors)}
         fields["share_embeddings"] = may_tie and _are_equal(tensors, embeddings[SOURCE], embeddings[TARGET])
         fields["tie_word_embeddings"] = may_tie and _are_equal(tensors, embeddings[TARGET], embeddings[HEAD])
-        problems = self.problems_of(config)
-        try:
-            ours = DragomanConfig(**fields)
-        except (ValueError, StrictDataclassError) as error:
-            raise ConversionError(self.model_type, [*problems, str(error)]) from error
+        ours, problems = build_configuration(fields)
+        problems = [*self.problems_of(config), *problems]
+        if ours is None:
+            raise ConversionError(self.model_type, problems)
 
         shapes = _shapes(DragomanForConditionalGeneration, ours)
         names = self.names_in(ours, shapes) | embeddings
@@ -123,6 +124,18 @@ class Family:
             for name, value in self.constants.items()
             if getattr(config, name) != value and name not in TRAINING_ONLY
         ]
+        for side in ("encoder", "decoder"):
+            heads = getattr(config, f"{side}_num_attention_heads")
+            groups = getattr(config, f"{side}_num_key_value_heads")
+            if groups != heads:
+                problems.append(
+                    f"{side}_num_key_value_heads={groups}; {self.model_type} has as many as heads ({heads})"
+                )
+        for field, ours in self.fields.items():
+            values = {name: getattr(config, name) for name in _several(ours)}
+            if len(set(values.values())) > 1:
+                found = ", ".join(f"{name}={value!r}" for name, value in values.items())
+                problems.append(f"{found}; {self.model_type} has one {field} for them")
         problems += self.our_problems(config)
         ties = (config.share_embeddings, config.tie_word_embeddings)
         if ties not in self.ties:
@@ -130,15 +143,15 @@ class Family:
             problems.append(f"(share_embeddings, tie_word_embeddings)={ties}; {self.model_type} has {options} only")
         if problems:
             raise ConversionError(self.model_type, problems)
-        fields = {theirs: getattr(config, ours) for theirs, ours in self.fields.items()}
+        fields = {field: getattr(config, _several(ours)[0]) for field, ours in self.fields.items()}
         fields |= {"tie_word_embeddings": config.tie_word_embeddings, **self.their_fields(config)}
         config_class: Any = self.in_tree_class().config_class
         theirs = config_class(**fields)
 
         names = {their_name: name for name, their_name in self.names_in(config, tensors).items()}
-        names |= dict.fromkeys(self.heads, HEAD)
-        names |= dict.fromkeys(self.target_embeddings, TARGET)
-        names |= dict.fromkeys(self.source_embeddings, SOURCE)
+        places = ((HEAD, self.heads), (SOURCE, self.source_embeddings), (TARGET, self.target_embeddings))
+        names |= {name: table for table, (_, *others) in places for name in others}
+        names |= {first: table for table, (first, *_) in places}  # the other names share with one that has a place
         state = {}
         for name, shape in _shapes(self.in_tree_class(), theirs).items():
             if names.get(name) in tensors:
@@ -173,6 +186,13 @@ class Family:
                 names[name] = f"{modules[module]}.{parameter}"
         return names | {name: theirs for theirs, name in self.parameters.items() if name in tensors}
 
+    def is_other_class(self, name: str) -> bool:
+        """Whether a name is that of a class of transformers which shares the configuration, but has another head."""
+        other: Any = getattr(transformers, name, None)
+        if not isinstance(other, type) or not issubclass(other, PreTrainedModel) or other is self.in_tree_class():
+            return False
+        return getattr(other.config_class, "model_type", None) == self.model_type
+
     def is_ignored(self, name: str) -> bool:
         """Whether their class ignores a tensor, too."""
         patterns = getattr(self.in_tree_class(), "_keys_to_ignore_on_load_unexpected", None) or []
@@ -196,6 +216,10 @@ def _are_equal(tensors: Mapping[str, Tensor], a: str, b: str) -> bool:
     if a == b:
         return True
     return a in tensors and b in tensors and torch.equal(tensors[a], tensors[b])
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _single(value: Any) -> Any:
@@ -223,4 +247,4 @@ def holds_sinusoids(table: Tensor | None, offset: int, endpoint: bool) -> bool:
         return True
     rows, size = table.shape
     tolerance = max(1e-3, torch.finfo(table.dtype).eps)
-    return bool((table.float() - sinusoids(rows, size, endpoint))[offset:].abs().max() < tolerance)
+    return bool((table.float() - sinusoids(rows, size, endpoint=endpoint))[offset:].abs().max() < tolerance)

@@ -1,7 +1,7 @@
 """Marian: OPUS-MT.
 
 Post-norm, sinusoidal positions with sines in the first half of the channels and cosines in the second, which in-tree
-keeps as a parameter that is not trained. The start token is the pad token; as input its row is not trained either.
+keeps as a parameter that is not trained. The start token is the pad token.
 Source and target may have a vocabulary each (``share_encoder_decoder_embeddings=False``). Published models were
 trained with a bias of the logits; in-tree it is ``final_logits_bias``, a buffer.
 """
@@ -31,7 +31,6 @@ class Marian(FairseqFamily):
         "norm_placement": "post",
         "embedding_norm": False,
         "final_norm": False,
-        "train_pad_embedding": False,
     }
     ties = ((True, True), (False, True), (False, False))
     tables = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")

@@ -1,5 +1,6 @@
 """A model's tensors by name: copies of those in memory, or read from a folder one by one."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,9 +20,13 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """That of most weights."""
-    dtypes = [value.dtype for value in state.values() if value.is_floating_point()]
-    return max(set(dtypes), key=dtypes.count)
+    """That of most weights, if all of them fit without loss; else one that holds all."""
+    floats = [value for value in state.values() if value.is_floating_point()]
+    dtypes = [value.dtype for value in floats]
+    common = max(set(dtypes), key=dtypes.count)
+    if all(value.dtype == common or torch.equal(value.to(common).to(value.dtype), value) for value in floats):
+        return common
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 class FolderTensors(Mapping[str, Tensor]):

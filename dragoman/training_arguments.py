@@ -1,0 +1,51 @@
+"""What ``DragomanTrainer`` can be told besides all that ``Seq2SeqTrainingArguments`` knows."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import Seq2SeqTrainingArguments
+
+
+@dataclass
+class DragomanTrainingArguments(Seq2SeqTrainingArguments):
+    """``Seq2SeqTrainingArguments`` that ``DragomanTrainer`` can also train by numbers of tokens with.
+
+    Args:
+        tokens_per_batch (`int`, *optional*):
+            Train on batches of at most so many tokens, source and target and padding, instead of
+            ``per_device_train_batch_size`` rows: on each device, in each of the ``gradient_accumulation_steps``.
+            Evaluation and prediction keep ``per_device_eval_batch_size`` and the order of the data.
+        packing (`bool`, *optional*, defaults to `False`):
+            Pack these batches instead of padding them. Needs ``tokens_per_batch``.
+
+    Raises:
+        ValueError: for a value out of range, or one that contradicts another.
+    """
+
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Train on so many source and target tokens a device and batch, instead of rows."},
+    )
+    packing: bool = field(default=False, metadata={"help": "Pack the batches of --tokens_per_batch, without padding."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        budget = self.tokens_per_batch
+        if budget is None:
+            if self.packing:
+                raise ValueError("packing=True needs tokens_per_batch: say how many tokens to pack, such as 4096.")
+            return
+        if not isinstance(budget, int) or budget < 1:
+            raise ValueError(f"tokens_per_batch={budget!r} must be a whole number above 0, such as 4096, or None.")
+        dealing: Any = self.accelerator_config
+        for name, given, needed in (
+            ("train_sampling_strategy", str(self.train_sampling_strategy), "random"),
+            ("auto_find_batch_size", self.auto_find_batch_size, False),
+            ("accelerator_config.split_batches", dealing.split_batches, False),
+            ("accelerator_config.dispatch_batches", bool(dealing.dispatch_batches), False),
+        ):
+            if given != needed:
+                raise ValueError(
+                    f"tokens_per_batch={budget} makes the batches, of like lengths and whole for each process: "
+                    f"{name}={given!r} does not go with it; leave it at {needed!r}."
+                )

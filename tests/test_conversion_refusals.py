@@ -1,0 +1,133 @@
+"""What is not converted, said in one error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartForCausalLM,
+    BartForConditionalGeneration,
+    BartForSequenceClassification,
+    BartModel,
+    MBartForConditionalGeneration,
+)
+
+from bart_models import tiny
+from dragoman.conversion import ConversionError, convert_from, convert_to
+from dragoman.conversion.families import Family
+from dragoman.conversion.registry import FAMILIES
+from ladder import assert_same_weights
+from support import batch, build, relative_error
+from support import tiny as our_config
+
+BIASED = {"attention_bias": True, "feed_forward_bias": True, "scale_embedding": False}
+OF_BART = {"position_encoding": "learned", "position_offset": 2, "norm_placement": "post", "embedding_norm": True}
+EXPRESSIBLE: dict[str, dict[str, Any]] = {
+    "bart": OF_BART,
+    "mbart": OF_BART | {"norm_placement": "pre", "final_norm": True},
+    "pegasus": {"position_encoding": "sinusoidal"},
+    "blenderbot": {"position_encoding": "learned"},
+    "blenderbot-small": OF_BART | {"position_offset": 0, "norm_before_positions": True},
+}
+
+
+@pytest.mark.parametrize("other", [BartModel, BartForSequenceClassification, BartForCausalLM])
+def test_a_class_with_another_head(other: Any, tmp_path: Path) -> None:
+    model = other(tiny("Bart").config)
+    message = rf"it is a {other.__name__}; only BartForConditionalGeneration is converted"
+    with pytest.raises(ConversionError, match=message):
+        convert_from(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match=message):
+        convert_from(tmp_path)
+
+
+def test_the_remedy(tmp_path: Path) -> None:
+    """bart-base and bart-large are published as a BartModel, whose head is its embeddings."""
+    theirs = tiny("Bart")
+    theirs.model.save_pretrained(tmp_path)
+    loaded = BartForConditionalGeneration.from_pretrained(tmp_path)
+    theirs.final_logits_bias.zero_()
+    assert_same_weights(convert_from(loaded), convert_from(theirs))
+
+
+def test_a_subclass_is_one_of_the_family() -> None:
+    class Own(MBartForConditionalGeneration):
+        pass
+
+    convert_from(Own(tiny("MBart").config))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_names_of_other_classes(family: Family) -> None:
+    assert not family.is_other_class(family.architecture)
+    assert family.is_other_class(
+        family.architecture.replace("MTModel", "Model").replace("ForConditionalGeneration", "Model")
+    )
+    for name in ("AutoModel", "GPT2Model", "pipeline", "T5WithLMHeadModel", ""):
+        assert not family.is_other_class(name)
+
+
+def test_all_wrong_fields_are_named_together() -> None:
+    theirs = tiny("Bart", activation_function="tanh", eos_token_id=None)
+    with pytest.raises(ConversionError) as error:
+        convert_from(theirs)
+    assert len(error.value.problems) == 2
+    for text in ("'hidden_act'", "tanh", "'eos_token_id'"):
+        assert text in str(error.value)
+    with pytest.raises(ConversionError, match="eos_token_id and pad_token_id are both 1"):
+        convert_from(tiny("Bart", eos_token_id=1))
+
+
+@pytest.mark.parametrize("family", EXPRESSIBLE)
+def test_a_model_of_ours_that_the_family_can_say(family: str, tmp_path: Path) -> None:
+    config = our_config(**{**BIASED, **EXPRESSIBLE[family]}, logits_bias=True)
+    ours = build(config)
+    theirs = convert_to(ours, family)
+    theirs.save_pretrained(tmp_path)
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert theirs.config.model_type == family
+    inputs = batch(config)
+    inputs["decoder_input_ids"] = ours.prepare_decoder_input_ids_from_labels(inputs["labels"])
+    kept = inputs["labels"] != -100
+    assert relative_error(ours(**inputs).logits[kept], theirs(**inputs).logits[kept]) < 1e-5
+    assert_same_weights(convert_from(theirs), ours)
+    assert_same_weights(convert_from(tmp_path), ours)
+
+
+@pytest.mark.parametrize("family", EXPRESSIBLE)
+def test_a_model_of_ours_that_it_cannot(family: str) -> None:
+    """Every reason is named."""
+    modern = {
+        "position_encoding": "rotary",
+        "norm_type": "rms_norm",
+        "gated_feed_forward": True,
+        "feed_forward_bias": False,
+        "attention_scale": 1.0,
+        "logits_scale": 0.5,
+        "norm_eps": 1e-6,
+        "head_dim": 10,
+        "encoder_num_key_value_heads": 2,
+        "share_embeddings": False,
+        "source_vocab_size": 29,
+    }
+    with pytest.raises(ConversionError) as error:
+        convert_to(build(our_config(**modern)), family)
+    for name in (*modern.keys() - {"share_embeddings"}, "norm_bias", "attention_bias", "(share_embeddings, tie_word_"):
+        assert any(problem.startswith(name) for problem in error.value.problems), name
+
+
+def test_the_copy_is_a_copy() -> None:
+    """Neither weights nor generation settings of one model reach the other."""
+    theirs = tiny("Bart")
+    ours = convert_from(theirs)
+    ours.generation_config.num_beams = 7
+    with torch.no_grad():
+        ours.lm_head.weight.zero_()
+    assert theirs.generation_config.num_beams != 7
+    assert theirs.lm_head.weight.any()
+    back = convert_to(ours, "bart")
+    back.generation_config.num_beams = 8
+    assert ours.generation_config.num_beams == 7
