@@ -1,6 +1,7 @@
 """The weights of M2M100 and NLLB, in and out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,6 +137,24 @@ def test_beyond_the_table() -> None:
     theirs(**inputs)
     with pytest.raises(ValueError, match="does not fit max_position_embeddings = 8"):
         ours(**inputs)
+
+
+def test_a_target_prefix_padded_on_the_left() -> None:
+    """In-tree a token of it stands elsewhere once a cache is in use; ours computes the same with and without."""
+    theirs = m2m_100()
+    ours, inputs = convert_from(theirs), ragged(theirs, "left")
+    source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    ids, mask = inputs["decoder_input_ids"], inputs["decoder_attention_mask"]
+    expected = theirs(**source, decoder_input_ids=ids, decoder_attention_mask=mask).logits[:, -1]
+
+    def step_by_step(model: Any) -> torch.Tensor:
+        prefix = {"decoder_input_ids": ids[:, :-1], "decoder_attention_mask": mask[:, :-1]}
+        cache = model(**source, **prefix, use_cache=True).past_key_values
+        last = {"decoder_input_ids": ids[:, -1:], "decoder_attention_mask": mask}
+        return model(**source, **last, past_key_values=cache).logits[:, -1]
+
+    assert relative_error(step_by_step(ours), expected) < 1e-5
+    assert relative_error(step_by_step(theirs), expected) > 0.01
 
 
 ENDPOINT = {"sinusoidal_endpoint": True, "attention_bias": True, "position_encoding": "sinusoidal"}
