@@ -7,7 +7,7 @@ belongs to ``generate()`` and travels in the generation configuration; ``langs``
 its own, and what convert_to returns says ("en", "de").
 
 Tying: embeddings and head are three tensors, or with ``tie_word_embeddings`` one. Up to transformers 4 the head was
-always the decoder's embeddings, and files hold only one of the two; 5.23 draws the other at random. We read the one for
+always the decoder's embeddings, and files may hold one of the two; 5.23 draws the other at random. We read the one for
 both, which gives the published model; they are not tied, as in 5.23, and drift apart in training.
 
 Positions: in-tree 5.23 trains its tables, though they begin as sinusoids. Ours are fixed while they are sinusoids; a
