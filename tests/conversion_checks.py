@@ -22,13 +22,14 @@ def check_every_key_counts(theirs: PreTrainedModel, folder: Path) -> None:
     family = family_of(theirs.config.model_type)
     theirs.save_pretrained(folder)
     stored = dict(FolderTensors(folder))
-    for name in stored.keys() - {*family.tables} - _unread(family, stored, theirs.config):
+    config = type(theirs.config).from_pretrained(folder)
+    for name in stored.keys() - {*family.tables} - _unread(family, stored, config):
         rest = {key: tensor for key, tensor in stored.items() if key != name}
         if name in family.parameters:  # their class does without it, too
-            assert not family.read(theirs.config, rest)[0].logits_bias
+            assert not family.read(config, rest)[0].logits_bias
             continue
         with pytest.raises(ConversionError) as error:
-            family.read(theirs.config, rest)
+            family.read(config, rest)
         aliases = (family.source_embeddings, family.target_embeddings, family.heads)  # an error names the first
         assert any(other in str(error.value) for other in [name, *(names[0] for names in aliases if name in names)])
     ours = convert_from(folder)
@@ -42,7 +43,7 @@ def check_every_key_counts(theirs: PreTrainedModel, folder: Path) -> None:
     some = sorted(stored.keys() - special)[-2:]
     wrong = {key: tensor for key, tensor in stored.items() if key not in some} | {"model.extra.weight": torch.ones(2)}
     with pytest.raises(ConversionError) as error:
-        family.read(theirs.config, wrong)
+        family.read(config, wrong)
     for name in (*some, "model.extra.weight"):
         assert name in str(error.value)
 
@@ -53,15 +54,15 @@ def _unread(family: Family, tensors: Mapping[str, torch.Tensor], config: Any) ->
     return aliases - set(family.embeddings_in(tensors, config.tie_word_embeddings is not False).values())
 
 
-def check_permuted_heads_are_seen(theirs: PreTrainedModel) -> None:
-    """The ladder goes red, and names the module."""
+def check_permuted_heads_are_seen(theirs: PreTrainedModel, **options: Any) -> None:
+    """The ladder goes red, and names the module. ``options`` go to both forwards."""
     for name in ("model.encoder.layers.0.self_attn", "model.decoder.layers.1.cross_attn"):
         ours = convert_from(theirs)
         attention = ours.get_submodule(name)
         with torch.no_grad():
             attention.q_proj.weight.copy_(attention.q_proj.weight.roll(attention.head_dim, dims=0))
         with pytest.raises(AssertionError, match=f"first module: {name}.q_proj"):
-            climb(theirs, ours)
+            climb(theirs, ours, **options)
 
 
 def check_fine_tuning(theirs: PreTrainedModel, folder: Path) -> None:
@@ -72,13 +73,16 @@ def check_fine_tuning(theirs: PreTrainedModel, folder: Path) -> None:
     inputs = ragged(theirs)
     rows = [{name: values[i] for name, values in inputs.items()} for i in range(4)] * 2
     original = copy.deepcopy(theirs)
+    fixed = family.tables if ours.config.position_encoding == "sinusoidal" else ()
+    for name, parameter in original.named_parameters():
+        parameter.requires_grad_(name not in fixed)
     _train(ours, rows, folder / "a")
     _train(original, rows, folder / "b", compute_loss_func=_exact_loss)
     trained = convert_to(ours, family.model_type)
     before, expected = theirs.state_dict(), original.state_dict()
     unread = _unread(family, before, theirs.config)
     for name, tensor in trained.state_dict().items():
-        if name in unread or name in family.tables:
+        if name in unread or name in fixed:
             continue
         if name in dict(original.named_parameters()) and not name.endswith(WITHOUT_GRADIENT):
             assert not torch.equal(expected[name], before[name]), f"{name} was not trained"

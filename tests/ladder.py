@@ -120,8 +120,10 @@ def _compare_gradients(family: Any, theirs: Any, ours: Any, inputs: dict[str, Te
 def _compare_tokens(theirs: Any, ours: Any, inputs: dict[str, Tensor]) -> None:
     """Large weights and no repetition, so that the tokens differ from step to step and between sources."""
     source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    lengths = {"max_new_tokens": 32, "min_new_tokens": 16, "no_repeat_ngram_size": 1}
+    no_padding = {"suppress_tokens": [ours.config.pad_token_id]}  # which would have no position in some families
     for beams in (1, 4):
-        settings = {"max_new_tokens": 32, "min_new_tokens": 16, "no_repeat_ngram_size": 1, "num_beams": beams}
+        settings = {**lengths, **no_padding, "num_beams": beams}
         expected, found = (model.generate(**source, **settings, do_sample=False) for model in (theirs, ours))
         torch.testing.assert_close(found, expected, msg=f"tokens of {beams} beams differ")
         assert len({tuple(row) for row in found.tolist()}) == len(found), "all sources are written alike"

@@ -78,8 +78,8 @@ class FairseqFamily(Family):
     }
     modules: ClassVar[Mapping[str, str]] = LAYERS
     parameters: ClassVar[Mapping[str, str]] = {"final_logits_bias": "lm_head.bias"}
-    source_embeddings = ("model.encoder.embed_tokens.weight", "model.shared.weight")
-    target_embeddings = ("model.decoder.embed_tokens.weight", "model.shared.weight")
+    source_embeddings: ClassVar[tuple[str, ...]] = ("model.encoder.embed_tokens.weight", "model.shared.weight")
+    target_embeddings: ClassVar[tuple[str, ...]] = ("model.decoder.embed_tokens.weight", "model.shared.weight")
     heads = ("lm_head.weight",)
 
     def our_fields(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

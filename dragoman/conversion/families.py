@@ -110,7 +110,9 @@ class Family:
         for name in tensors.keys() - set(names.values()) - set(aliases):
             if not self.is_ignored(name):
                 problems.append(f"{name} has no counterpart")
-        problems += [f"{name} holds no sinusoids" for name in self.tables if not _is_table(tensors.get(name), ours)]
+        for name in self.tables if ours.position_encoding == "sinusoidal" else ():
+            if not holds_sinusoids(tensors.get(name), ours.position_offset, ours.sinusoidal_endpoint):
+                problems.append(f"{name} holds no sinusoids")
         if problems:
             raise ConversionError(self.model_type, sorted(problems))
         return ours, state
@@ -239,11 +241,10 @@ def _fit(tensor: Tensor, shape: torch.Size, name: str, problems: list[str]) -> T
     return tensor
 
 
-def _is_table(tensor: Tensor | None, config: DragomanConfig) -> bool:
+def holds_sinusoids(table: Tensor | None, offset: int, endpoint: bool) -> bool:
     """Whether a stored table of positions, if any, holds what is computed here. Rows before position 0 may differ."""
-    if tensor is None:
+    if table is None:
         return True
-    offset, (rows, size) = config.position_offset, tensor.shape
-    expected = sinusoids(rows, size, endpoint=config.sinusoidal_endpoint)
-    tolerance = max(1e-3, torch.finfo(tensor.dtype).eps)
-    return bool((tensor[offset:].float() - expected[offset:]).abs().max() < tolerance)
+    rows, size = table.shape
+    tolerance = max(1e-3, torch.finfo(table.dtype).eps)
+    return bool((table.float() - sinusoids(rows, size, endpoint=endpoint))[offset:].abs().max() < tolerance)

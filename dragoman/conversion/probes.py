@@ -67,7 +67,13 @@ def ask(model: PreTrainedModel, source_size: int, target_size: int) -> Answers:
     length = min(TOKENS, room)
     lengths = {"max_new_tokens": length, "min_new_tokens": length}
     # No token twice: the output of a model that has no answer is otherwise one repeated id, and proves nothing.
-    greedy = {"num_beams": 1, "do_sample": False, "no_repeat_ngram_size": 1}
+    # No padding, which no trained model writes: within a sentence some families would give it no position.
+    greedy = {
+        "num_beams": 1,
+        "do_sample": False,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": [config.pad_token_id],
+    }
     tokens = model.generate(**inputs, **lengths, **greedy)  # type: ignore[operator]
     return Answers(logits, tokens[:, -length:])
 

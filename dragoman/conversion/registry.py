@@ -4,15 +4,19 @@ from .bart import Bart
 from .blenderbot import Blenderbot
 from .blenderbot_small import BlenderbotSmall
 from .families import ConversionError, Family
+from .fsmt import FSMT
+from .m2m_100 import M2M100
 from .marian import Marian
 from .mbart import MBart
 from .pegasus import Pegasus
 from .t5 import MT5, T5, UMT5
 
-_ALL = (Bart(), Blenderbot(), BlenderbotSmall(), Marian(), MBart(), MT5(), Pegasus(), T5(), UMT5())
+_FAIRSEQ = (Bart(), Blenderbot(), BlenderbotSmall(), FSMT(), M2M100(), Marian(), MBart(), Pegasus())
+_ALL = (*_FAIRSEQ, MT5(), T5(), UMT5())
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 REFUSED: dict[str, str] = {
     "dragoman": "it is Dragoman's own",
+    "nllb-moe": "its feed-forward layers are mixtures of experts, which Dragoman lacks; NLLB's dense models fit",
     "t5gemma": (
         "it needs what no other family here has: norms behind each sublayer as well as before it, whose weights count "
         "from 1, scores and logits capped by tanh, sliding windows, and sizes of its own for each side"
