@@ -4,11 +4,12 @@ import copy
 from typing import Any, NoReturn
 
 from torch import LongTensor, Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from .decoding_loops import DecodingLoops, is_covered
 from .padding import mask_of_left_padding, mask_of_padding
 
 
@@ -41,6 +42,49 @@ class DragomanGenerationMixin(GenerationMixin):
                 kwargs["decoder_input_ids"] = prefix[:, begins:]
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **inputs: Any,
+    ) -> Any:
+        # This and _beam_search are transformers' private seams: generate() calls one of them when all is prepared.
+        arguments = {
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "generation_config": generation_config,
+            "synced_gpus": synced_gpus,
+            "streamer": streamer,
+            **inputs,
+        }
+        if not is_covered(self, generation_config, synced_gpus, inputs):
+            return super()._sample(input_ids, **arguments)  # type: ignore[misc]
+        return DecodingLoops(self, generation_config, inputs).sample(input_ids, **arguments)
+
+    def _beam_search(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        **inputs: Any,
+    ) -> Any:
+        arguments = {
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "generation_config": generation_config,
+            "synced_gpus": synced_gpus,
+            **inputs,
+        }
+        if not is_covered(self, generation_config, synced_gpus, inputs):
+            return super()._beam_search(input_ids, **arguments)  # type: ignore[misc]
+        return DecodingLoops(self, generation_config, inputs).beam_search(input_ids, **arguments)
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: LongTensor) -> EncoderDecoderCache:
         # transformers' hook, private in name only: beam search calls it where a model has it. The beams of a source see
