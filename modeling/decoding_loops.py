@@ -9,7 +9,10 @@ from torch.nn.modules import module as torch_module
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from .decoding_step import GONE_INTO, DecodingStep
+from .attention import Attention
+from .decoder import Decoder, DecoderLayer
+from .decoding_step import DecodingStep
+from .feed_forward import FeedForward
 from .residual import Residual
 
 # What the model's forward may be given besides, and what of it the step does without.
@@ -17,6 +20,7 @@ ARGUMENTS = frozenset(
     "attention_mask decoder_attention_mask encoder_outputs inputs_embeds logits_to_keep past_key_values position_ids "
     "use_cache".split()
 )
+REARRANGED = (Decoder, DecoderLayer, Attention, FeedForward, Residual)  # what the step does in its own way
 FORWARDS = ("DragomanForConditionalGeneration.forward", "DragomanModel.forward")  # that the step knows
 FEWEST_FINISHED = 0.25  # of the sources: so many are worth moving the others together
 
@@ -57,10 +61,9 @@ def is_untouched(model: Any) -> bool:
     known = all(type(m).forward.__qualname__ == name for m, name in zip((model, base), FORWARDS, strict=True))
     if not known or model.training or model.config._attn_implementation != "sdpa":
         return False
-    inside = (base.decoder, *base.decoder.layers)
-    parts = [part for layer in base.decoder.layers for part in (layer.self_attn, layer.cross_attn)]
-    parts += [part for layer in base.decoder.layers for part in layer.children() if isinstance(part, Residual)]
-    if not all(type(part) in (*GONE_INTO, Residual) for part in (*inside, *parts)):
+    parts = [base.decoder, *base.decoder.layers]
+    parts += [part for layer in base.decoder.layers for part in layer.children() if part is not layer.position_bias]
+    if not all(type(part) in REARRANGED for part in parts):
         return False
     everything = [model, base, head, *base.decoder.modules()]
     listened = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks

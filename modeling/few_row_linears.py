@@ -1,85 +1,86 @@
-"""Linear layers for a few rows at a time, as decoding has them: the same product by the kernel that is good at it."""
+"""Linear layers for a few rows at a time, as decoding has them: the same product by the kernel that is good at it.
 
-import copy
-from collections.abc import Iterator
+torch multiplies single-precision matrices on the CPU by MKL. Where x has a few rows it reads a large weight at a
+fraction of the memory's speed; oneDNN is faster, and faster still on a weight in an order of its own.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Below, a call of oneDNN costs more than it saves; measured on one core complex, and of little consequence.
-SMALLEST_FOR_ONEDNN = 2**17  # weights
+WORTH_ONEDNN = 2**18  # weights in a layer: below, its calls cost more than they save
+WORTH_PACKING = 2**16
 
 
-class FewRowLinear(nn.Module):
-    """``x Wᵀ + b`` with the weight of a ``nn.Linear``, which stays where it is.
+class FewRowLinear:
+    """``x Wᵀ + b`` of one layer, or of several that read the same x, whose weights stay where they are.
 
-    torch multiplies single-precision matrices on the CPU by MKL, which reads a weight at half the memory's speed or
-    less where x has one row or a few; oneDNN does better, and better still once the weight is in its own order.
+    What is no plain ``nn.Linear`` (wrapped, quantised, on another device) is called as it is.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        # not as parameters: nothing here is to be saved, moved or trained
-        self.__dict__.update(weight=linear.weight.detach(), bias=None if linear.bias is None else linear.bias.detach())
+    def __init__(self, *layers: nn.Module) -> None:
+        self.layers = layers
+        self.calls = [call_of(layer) for layer in layers]
+        self.packed: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.packed is not None:
+            return self.packed(x).split(self.sizes, dim=-1)
+        return tuple([call(x) for call in self.calls])
 
     def pack(self, rows: int) -> None:
-        """Put a copy of the weight into oneDNN's order: as long as reading it ten to twenty times."""
-        self.__dict__["weight"] = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+        """Go on with one copy of the weights in oneDNN's order, which takes as long as ten to twenty products."""
+        weights = [layer.weight.detach() for layer in self.layers if is_plain(layer)]
+        if len(weights) < len(self.layers) or sum(w.numel() for w in weights) < WORTH_PACKING:
+            return
+        biases = [layer.bias for layer in self.layers if isinstance(layer.bias, Tensor)]
+        if biases and len(biases) < len(weights):
+            return
+        self.sizes = [len(weight) for weight in weights]
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], rows)
+        self.packed = onednn(weight, torch.cat(biases) if biases else None)
 
 
-def has_few_row_kernel(linear: nn.Module) -> bool:
-    """Whether the layer is a plain one, with an fp32 weight on the CPU that is worth a call of oneDNN."""
+def call_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    if not is_plain(layer):
+        return layer
+    assert isinstance(layer, nn.Linear)
+    if layer.weight.numel() >= WORTH_ONEDNN:
+        return onednn(layer.weight, layer.bias)
+    return partial(F.linear, weight=layer.weight, bias=layer.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """An ``nn.Linear`` and nothing derived from it, its weight a plain tensor in fp32 on the CPU."""
     return (
-        type(linear) is nn.Linear
-        and type(linear.weight.data) is Tensor  # no quantised or distributed one in a tensor's clothes
-        and linear.weight.dtype == torch.float32
-        and linear.weight.device.type == "cpu"
-        and linear.weight.is_contiguous()
-        and linear.weight.numel() >= SMALLEST_FOR_ONEDNN
-        and ONEDNN
+        ONEDNN
+        and type(layer) is nn.Linear
+        and type(layer.weight.data) is Tensor
+        and layer.weight.dtype == torch.float32
+        and layer.weight.device.type == "cpu"
+        and layer.weight.is_contiguous()
     )
 
 
-def _probe() -> bool:
-    """Whether this torch has the two operators, which have no public name, and whether they compute what they should."""
+def onednn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    operator = torch.ops.mkldnn._linear_pointwise.default  # no public name leads to it
+    return lambda x: operator(x, weight, bias, "none", [], "")
+
+
+def probe() -> bool:
+    """Whether this torch has the two operators, and they compute what they should."""
     if not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = torch.eye(3, 16), torch.arange(128.0).view(8, 16), torch.ones(8)
-    expected = F.linear(x, weight, bias)
     try:
-        for w in (weight, torch.ops.mkldnn._reorder_linear_weight(weight, 3)):
-            if not torch.equal(torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], ""), expected):
-                return False
-    except (AttributeError, RuntimeError, NotImplementedError):
+        found = [onednn(w, bias)(x) for w in (weight, torch.ops.mkldnn._reorder_linear_weight(weight, 3))]
+    except (AttributeError, NotImplementedError, RuntimeError):
         return False
-    return True
+    return all(torch.equal(y, F.linear(x, weight, bias)) for y in found)
 
 
-with torch.inference_mode():
-    ONEDNN = _probe()
-
-
-def with_few_row_linears(module: nn.Module, ours: tuple[type[nn.Module], ...]) -> nn.Module:
-    """A twin of the module with other linear layers and the same everything else.
-
-    Only classes in ``ours`` are gone into; what else there is, be it a wrapped or a quantised layer, is called as is.
-    """
-    if has_few_row_kernel(module):
-        assert isinstance(module, nn.Linear)
-        return FewRowLinear(module)
-    if type(module) not in ours:
-        return module
-    twin = copy.copy(module)
-    twin._modules = {
-        name: child if child is None else with_few_row_linears(child, ours) for name, child in module._modules.items()
-    }
-    return twin
-
-
-def few_row_linears(*modules: nn.Module) -> Iterator[FewRowLinear]:
-    for module in modules:
-        yield from (child for child in module.modules() if isinstance(child, FewRowLinear))
+with torch.no_grad():
+    ONEDNN = probe()
