@@ -1,6 +1,6 @@
 """A decoder layer, one token a row further: the layer's own parts, with attention arranged for single queries.
 
-B sources, N rows a source (its beams, or its samples), R = B·N rows, T tokens, H and K heads, D head size, C model size.
+B sources, N rows a source (its beams, or its samples), R = B·N rows, T tokens, H and K heads of size D, C model size.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class DecodingLayer:
     """``x → x + self_attn(x) → x + cross_attn(x, source) → x + feed_forward(x)``, and what it has to remember.
 
     Keys and values of the source are computed once for its N rows. Those of the tokens written are kept in ``pools``
-    (P, columns, N, K·D). The beams of a source share one pool: no key moves when they swap places, and a mask tells
+    (P, columns, N, K, D). The beams of a source share one pool: no key moves when they swap places, and a mask tells
     which of them a beam descends from. Rows that are no beams have a pool each, and there N = 1.
     """
 
@@ -44,7 +44,8 @@ class DecodingLayer:
         self.source_keys = heads(key, shape, self.cross_attn).contiguous()  # (B, K, S, D)
         self.source_values = heads(value, shape, self.cross_attn).contiguous()
         self.length = 0
-        self.keys, self.values = (states.new_empty(pools, ROOM, beams, x.shape[-1]) for x in (key, value))
+        room = (pools, ROOM, beams, self.source_keys.shape[1], self.self_attn.head_dim)
+        self.keys, self.values = states.new_empty(room), states.new_empty(room)
 
     def __call__(
         self,
@@ -74,7 +75,14 @@ class DecodingLayer:
         return self.feed_forward_residual(x, self.feed_forward)
 
     def _weigh(
-        self, attention: Attention, which: int, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        self,
+        attention: Attention,
+        which: int,
+        x: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         grouped = attention.num_key_value_groups > 1
         y = F.scaled_dot_product_attention(query, key, value, mask, scale=attention.scaling, enable_gqa=grouped)
@@ -85,16 +93,17 @@ class DecodingLayer:
         while self.length + length > self.keys.shape[1]:
             self.keys = torch.cat([self.keys, torch.empty_like(self.keys)], dim=1)
             self.values = torch.cat([self.values, torch.empty_like(self.values)], dim=1)
-        columns = slice(self.length, self.length + length)
-        shape = (self.pools, self.beams, length, -1)
-        self.keys[:, columns] = key.transpose(1, 2).reshape(shape).transpose(1, 2)
-        self.values[:, columns] = value.transpose(1, 2).reshape(shape).transpose(1, 2)
+        for pool, x in ((self.keys, key), (self.values, value)):
+            if length == 1:
+                pool[:, self.length] = x.transpose(1, 2)  # (P, N, K, D)
+            else:
+                prompts = x.unflatten(0, (self.pools, self.beams))  # (P, N, K, T, D)
+                pool[:, self.length : self.length + length] = prompts.permute(0, 3, 1, 2, 4)
         self.length += length
 
     def _written(self, pool: Tensor) -> Tensor:
         """All keys or values so far, token by token and beam by beam. (P, K, columns · N, D)."""
-        width = self.length * self.beams
-        return pool[:, : self.length].view(self.pools, width, -1, self.self_attn.head_dim).transpose(1, 2)
+        return pool[:, : self.length].flatten(1, 2).transpose(1, 2)
 
     def keep(self, sources: Tensor, pools: Tensor) -> None:
         self.sources, self.pools = len(sources), len(pools)

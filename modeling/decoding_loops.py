@@ -41,11 +41,11 @@ def is_covered(model: Any, config: GenerationConfig, synced_gpus: bool, inputs: 
         )
     )
     plain_masks = (mask is None or mask.dim() == 2) and (prefix_mask is None or bool(prefix_mask.all()))
-    plain_run = not (synced_gpus or config.is_assistant or config.prefill_chunk_size or config.compile_config)
-    one_kind = states.dtype == model.dtype and states.device == model.device
-    one_kind = one_kind and not torch.is_autocast_enabled(states.device.type)
+    plain_run = not (synced_gpus or config.is_assistant or config.prefill_chunk_size or torch.is_grad_enabled())
+    one_kind = states.dtype == model.dtype and states.device == model.device and not torch.is_autocast_enabled("cpu")
     return bool(
-        nothing_else
+        states.device.type == "cpu"  # elsewhere looking whether rows are finished would make every step wait
+        and nothing_else
         and not asks_for_states
         and plain_cache
         and plain_masks
@@ -142,7 +142,7 @@ class DecodingLoops(GenerationMixin):
 
     def _drop(self, finished: Tensor) -> None:
         """Leave out the sources that are finished (B,), where they are many and nobody asks for their scores."""
-        if self.returns_all:
+        if self.returns_all or self.total == 1:
             return
         kept = (~finished).nonzero()[:, 0]
         before = self.total if self.sources is None else len(self.sources)
@@ -159,7 +159,9 @@ class DecodingLoops(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Any]:
         return {"ids": input_ids[:, -1:]}
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
         return model_kwargs
 
     def _valid_auto_compile_criteria(self, *_: Any) -> bool:
