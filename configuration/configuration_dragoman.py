@@ -89,7 +89,8 @@ class DragomanConfig(PreTrainedConfig):
     # Positions
     position_encoding: Literal["sinusoidal", "learned", "rotary", "alibi", "relative", "none"] = "sinusoidal"
     max_position_embeddings: int = 1024  # a hard limit for sinusoidal and learned; the others have none
-    position_offset: int = 0  # rows before position 0 in a learned table: 2 for BART
+    position_offset: int = 0  # rows before position 0 in a table: 2 for BART (learned), M2M100, FSMT (sinusoidal)
+    sinusoidal_endpoint: bool = False  # M2M100, FSMT: wavelengths end at 2π · 10000, not just before it
     rope_parameters: RopeParameters | dict[str, Any] | None = None
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -101,15 +102,17 @@ class DragomanConfig(PreTrainedConfig):
     norm_eps: float | int = 1e-5
     norm_bias: bool | None = None  # None: layer_norm has one, rms_norm has none
     embedding_norm: bool = False  # a norm on the embeddings: BART
+    norm_before_positions: bool = False  # Blenderbot-small: the decoder's embedding norm sees no positions
     final_norm: bool | None = None  # a norm after the last layer. None: with pre-norm only
 
     # Biases and scales
     attention_bias: bool = False
     feed_forward_bias: bool = True
     attention_scale: float | int | None = None  # None: 1/sqrt(head_dim); 1.0: T5
-    logits_bias: bool = False  # Marian, BART: final_logits_bias
+    logits_bias: bool = False  # Marian, BART: final_logits_bias, which is not trained
     logits_scale: float | int = 1.0  # tied T5: hidden_size ** -0.5
     scale_embedding: bool = True  # token vectors times sqrt(hidden_size)
+    train_pad_embedding: bool = True  # False: Marian, Pegasus, whose start token is the pad token and as input is fixed
 
     # Tying
     tie_word_embeddings: bool = True  # decoder input and head

@@ -77,6 +77,8 @@ def check_architecture(config: Any) -> None:
             )
     if config.norm_bias and config.norm_type == "rms_norm":
         raise ValueError("norm_bias=True needs norm_type='layer_norm': RMSNorm has no bias.")
+    if config.norm_before_positions and not config.embedding_norm:
+        raise ValueError("norm_before_positions says where the embedding norm stands: set embedding_norm=True, too.")
     if not config.is_encoder_decoder:
         raise ValueError("is_encoder_decoder must be True; for the encoder alone use DragomanEncoderModel.")
 
@@ -88,9 +90,12 @@ def check_positions(config: Any) -> None:
             "position_encoding='sinusoidal' needs an even hidden_size (sine and cosine pairs), got "
             f"{config.hidden_size}."
         )
-    if config.position_offset and scheme != "learned":
+    if config.position_offset and scheme not in ("learned", "sinusoidal"):
+        raise ValueError(f"position_offset counts rows of a table; with position_encoding={scheme!r} set it to 0.")
+    if config.sinusoidal_endpoint and (scheme != "sinusoidal" or config.hidden_size < 4):
         raise ValueError(
-            f"position_offset counts rows of a learned table; with position_encoding={scheme!r} set it to 0."
+            "sinusoidal_endpoint belongs to position_encoding='sinusoidal' with a hidden_size of 4 at least, got "
+            f"{scheme!r} and {config.hidden_size}: set it to False."
         )
     if scheme == "sinusoidal" and config.max_position_embeddings * config.hidden_size > _LARGEST_TABLE:
         raise ValueError(

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModel
 from .adapters import register_lora_targets
 from .configuration import presets
 from .configuration.configuration_dragoman import VERSION, DragomanConfig
+from .conversion import convert_from, convert_to
 from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
@@ -35,5 +36,7 @@ __all__ = [
     "DragomanTokenizer",
     "DragomanTrainer",
     "__version__",
+    "convert_from",
+    "convert_to",
     "presets",
 ]

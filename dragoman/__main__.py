@@ -80,5 +80,33 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint on this mac
     console.print(f"[green]All {len(findings)} files are what dragoman {VERSION} writes.[/green]")
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint on this machine, in safetensors.")],
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[
+        str, typer.Option(help="dragoman, or the model_type of a family: marian, bart, t5, ...")
+    ] = "dragoman",
+) -> None:
+    """Convert a checkpoint of another family to Dragoman, or back, and compare the two.
+
+    Exit status 0: they compute the same. 1: they do not, or cannot; nothing is left behind.
+    """
+    from transformers.utils import logging
+
+    from .conversion.families import ConversionError
+    from .conversion.folders import convert_folder
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        conversion = convert_folder(source, target, to)
+    except (ConversionError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(1) from error
+    print(f"{conversion.source} -> {conversion.target}: {conversion.parameters:,} parameters in {target}")
+    print(conversion.comparison)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m dragoman")

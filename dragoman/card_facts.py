@@ -32,6 +32,7 @@ def gather(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": tokenizer_facts(folder) or known.get("tokenizer"),
         "training": training_facts(folder, weights.get("digest"), known.get("training") or {}),
         "stated": known.get("stated"),  # by whoever called create_model_card
+        "conversion": conversion_facts(weights.get("digest"), known.get("conversion") or {}),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -53,8 +54,14 @@ def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
     owner, fields = owner_of(folder / TOKENIZER_CONFIG)
     if owner is None:
-        return {}
+        foreign = str(fields.get("tokenizer_class") or "")  # a converted model keeps the tokenizer of its family
+        return {"languages": [], "has_code": True} if hasattr(transformers, foreign) else {}
     return {"languages": list(fields.get("languages") or []), "has_code": relies_on_code(fields)}
+
+
+def conversion_facts(weights: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the weights came from, and what was verified of them, until they are trained further."""
+    return {**known, "weights": weights} if known and known.get("weights") in (None, weights) else {}
 
 
 def weight_facts(folder: Path) -> dict[str, Any]:

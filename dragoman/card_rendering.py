@@ -59,6 +59,8 @@ def _sections(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
         yield _introduction(model, facts.get("stated", {}).get("base_model"))
     if model or tokenizer:
         yield "## How to load it\n\n" + _loading(name, model, tokenizer)
+    if facts.get("conversion"):
+        yield f"## Conversion\n\n{_conversion(facts['conversion'])}"
     if model:
         rows = [[key.replace("_", " "), model[key]] for key in COMMON if key in model]
         for key in SIDED:
@@ -86,6 +88,15 @@ def _introduction(model: Mapping[str, Any], base: str | None) -> str:
     size = f" with {model['parameters']:,} parameters ({model['dtype']})" if "parameters" in model else ""
     origin = f" Fine-tuned from [{base}](https://huggingface.co/{base})." if base else ""
     return f"{kind}{size}: `{model['architecture']}`.{origin}"
+
+
+def _conversion(conversion: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in conversion["versions"].items())
+    return (
+        f"Converted from transformers' `{conversion['source']}`, tensor for tensor, and compared with it in float32 "
+        f"({versions}): the logits of random input differ by {conversion['difference']} of the largest at most, "
+        f"and {conversion['equal_tokens']} of {conversion['tokens']} greedily generated tokens are the same."
+    )
 
 
 def _loading(name: str, model: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from .residual import Residual
 
 
 def build_token_embedding(config: DragomanConfig, vocab_size: int) -> TokenEmbedding:
-    return TokenEmbedding(vocab_size, config.hidden_size, config.hidden_size**0.5 if config.scale_embedding else 1.0)
+    scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+    fixed_id = None if config.train_pad_embedding else config.pad_token_id
+    return TokenEmbedding(vocab_size, config.hidden_size, scale, fixed_id)
 
 
 def build_norm(config: DragomanConfig) -> nn.Module:
@@ -23,8 +25,9 @@ def build_norm(config: DragomanConfig) -> nn.Module:
     return LayerNorm(config.hidden_size, config.norm_eps, bool(config.norm_bias))
 
 
-def build_input_embedding(config: DragomanConfig) -> InputEmbedding:
-    return InputEmbedding(config, build_norm(config) if config.embedding_norm else None)
+def build_input_embedding(config: DragomanConfig, side: Literal["encoder", "decoder"]) -> InputEmbedding:
+    norm = build_norm(config) if config.embedding_norm else None
+    return InputEmbedding(config, norm, norm_first=config.norm_before_positions and side == "decoder")
 
 
 def build_residual(config: DragomanConfig) -> Residual:

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = build_token_embedding(config, config.vocab_size)
-        self.embedding = build_input_embedding(config)
+        self.embedding = build_input_embedding(config, "decoder")
         self.rotary = build_rotary(config, "decoder")
         heads = config.decoder_num_attention_heads
         self.position_bias = build_position_bias(config, heads, bidirectional=False, per_layer=False)

@@ -9,15 +9,19 @@ from .position_encodings import LearnedPositions, SinusoidalPositions
 
 
 class TokenEmbedding(nn.Embedding):
-    """``E[id] · scale``. The scale lives here so that ``inputs_embeds`` of a user's own are taken as they are."""
+    """``E[id] · scale``. The scale lives here so that ``inputs_embeds`` of a user's own are taken as they are.
 
-    def __init__(self, vocab_size: int, size: int, scale: float) -> None:
+    The row ``fixed_id`` gets no gradient from here (a tied head may still move it).
+    """
+
+    def __init__(self, vocab_size: int, size: int, scale: float, fixed_id: int | None = None) -> None:
         super().__init__(vocab_size, size)
         self.scale = scale
+        self.fixed_id = fixed_id
 
     def forward(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.weight.shape[0], "Token id")  # num_embeddings lags behind a tied resize
-        return F.embedding(ids, self.weight) * self.scale  # (B, T, C)
+        return F.embedding(ids, self.weight, self.fixed_id) * self.scale  # (B, T, C)
 
 
 def check_ids(ids: Tensor, limit: int, what: str) -> None:
@@ -37,26 +41,32 @@ def check_ids(ids: Tensor, limit: int, what: str) -> None:
 
 
 class InputEmbedding(nn.Module):
-    """``dropout(norm(x + position))``, each where the configuration asks for it. Maps (B, T, C) to (B, T, C)."""
+    """``dropout(norm(x + position))``, each where the configuration asks for it. Maps (B, T, C) to (B, T, C).
 
-    def __init__(self, config: DragomanConfig, norm: nn.Module | None) -> None:
+    With ``norm_first`` it is ``dropout(norm(x) + position)``.
+    """
+
+    def __init__(self, config: DragomanConfig, norm: nn.Module | None, norm_first: bool) -> None:
         super().__init__()
         size, limit = config.hidden_size, config.max_position_embeddings
         self.positions: SinusoidalPositions | LearnedPositions | None = None
         if config.position_encoding == "sinusoidal":
-            self.positions = SinusoidalPositions(limit, size)
+            self.positions = SinusoidalPositions(limit, size, config.position_offset, config.sinusoidal_endpoint)
         elif config.position_encoding == "learned":
             self.positions = LearnedPositions(limit, size, config.position_offset)
         self.max_length = limit
         self.norm = norm
+        self.norm_first = norm_first
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor, columns: int, side: str) -> Tensor:
         """``columns`` counts those of the cache too; ``side`` is for the error."""
+        if self.norm is not None and self.norm_first:
+            x = self.norm(x)
         if self.positions is not None:
             self._check(positions, columns, side)
             x = x + self.positions(positions).to(x.dtype)
-        if self.norm is not None:
+        if self.norm is not None and not self.norm_first:
             x = self.norm(x)
         return self.dropout(x)
 

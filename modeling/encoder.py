@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens: nn.Module = build_token_embedding(config, config.source_vocab_size or config.vocab_size)
-        self.embedding = build_input_embedding(config)
+        self.embedding = build_input_embedding(config, "encoder")
         self.rotary = build_rotary(config, "encoder")
         heads = config.encoder_num_attention_heads
         self.position_bias = build_position_bias(config, heads, bidirectional=True, per_layer=False)

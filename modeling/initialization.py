@@ -23,14 +23,14 @@ from transformers import initialization as init
 from ..configuration.configuration_dragoman import DragomanConfig
 from .embeddings import TokenEmbedding
 from .position_biases import AlibiBias, RelativeBias, alibi_slopes
-from .position_encodings import LearnedPositions, SinusoidalPositions, sinusoids
+from .position_encodings import LearnedPositions, SinusoidalPositions
 
 
 def initialize(module: nn.Module, config: DragomanConfig) -> None:
     """Fill the parameters and buffers of ``module``, by its role."""
     fixed, per_channel = config.initializer_range, config.hidden_size**-0.5
     if isinstance(module, SinusoidalPositions):
-        init.copy_(module.table, sinusoids(*module.table.shape))
+        init.copy_(module.table, module.compute(*module.table.shape))
     elif isinstance(module, AlibiBias):
         init.copy_(module.slopes, alibi_slopes(len(module.slopes)))
     elif isinstance(module, LearnedPositions):

@@ -24,6 +24,7 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         super().__init__(config)
         self.model = DragomanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
+        fix_bias(self.lm_head)
         self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
         if config.tie_word_embeddings:
             owner = "encoder" if config.share_embeddings else "decoder"
@@ -35,6 +36,7 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
+        fix_bias(value)  # resizing makes it a parameter
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config)
@@ -105,3 +107,11 @@ class DragomanForConditionalGeneration(DragomanPreTrainedModel, DragomanGenerati
         if logits is not None and logits.dtype.itemsize >= torch.float32.itemsize:
             return token_cross_entropy(logits, labels, count, smoothing)
         return head_cross_entropy(states, self.lm_head, labels, count, smoothing, self.config.logits_scale)
+
+
+def fix_bias(head: nn.Module) -> None:
+    """Keep the bias with the weights, but out of training: a buffer, as in the models that have one."""
+    bias = getattr(head, "bias", None)
+    if isinstance(bias, nn.Parameter):
+        del head.bias
+        head.bias = nn.Buffer(bias.detach())

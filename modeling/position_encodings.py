@@ -3,6 +3,7 @@
 Every scheme takes positions ``(B, T)``, not lengths, so padding, cached decoding and restarts are one code path.
 """
 
+import math
 from typing import Any, Self
 
 import torch
@@ -25,21 +26,29 @@ def positions_of(attention_mask: Tensor | None, length: int, device: torch.devic
 class SinusoidalPositions(nn.Module):
     """``[sin(p · ωᵢ), cos(p · ωᵢ)]`` with ``ωᵢ = 10000^(−2i/C)``: a geometric range of wavelengths.
 
-    Vaswani et al. 2017, section 3.5, sines in the first half of the channels and cosines in the second.
+    Vaswani et al. 2017, section 3.5, sines in the first half of the channels and cosines in the second. With
+    ``endpoint`` ``ωᵢ = 10000^(−2i/(C−2))``, as in tensor2tensor and fairseq. Position 0 is the angle of ``offset``.
     """
 
-    def __init__(self, num_positions: int, size: int) -> None:
+    def __init__(self, num_positions: int, size: int, offset: int = 0, endpoint: bool = False) -> None:
         super().__init__()
-        self.table = nn.Buffer(sinusoids(num_positions, size), persistent=False)
+        self.offset, self.endpoint = offset, endpoint
+        self.table = nn.Buffer(self.compute(num_positions, size), persistent=False)
+
+    def compute(self, num_positions: int, size: int) -> Tensor:
+        """The table ``(num_positions, size)``."""
+        return sinusoids(num_positions + self.offset, size, self.endpoint)[self.offset :]
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.table)  # (B, T, C)
 
 
-def sinusoids(num_positions: int, size: int) -> Tensor:
+def sinusoids(num_positions: int, size: int, endpoint: bool = False) -> Tensor:
     """The table ``(num_positions, size)``, computed in float64."""
     frequencies = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    if endpoint:  # in float32 on purpose: published weights were trained with its rounding at far positions
+        frequencies = (torch.arange(size // 2).float() * -(math.log(10000) / (size // 2 - 1))).exp()
+    angles = torch.arange(num_positions, dtype=frequencies.dtype)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(torch.get_default_dtype())
 
 

@@ -90,6 +90,8 @@ def build(config: DragomanConfig, seed: int = 0, **kwargs: Any) -> DragomanForCo
                 parameter.copy_(torch.randn_like(parameter))
             elif "q_proj" in name or "k_proj" in name:
                 parameter.mul_(2.0)
+        if config.logits_bias:
+            model.lm_head.bias.normal_(std=0.3)
     return model.eval()
 
 

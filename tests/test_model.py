@@ -1,6 +1,7 @@
 """What a caller of forward() relies on."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,7 +362,8 @@ class TestClearErrors:
 
     def test_off_the_cpu_the_columns_are_counted(self) -> None:
         """A look at positions would wait for the device; they are one less than the columns at most."""
-        embedding = build_input_embedding(tiny(position_encoding="sinusoidal", max_position_embeddings=8)).to("meta")
+        config = tiny(position_encoding="sinusoidal", max_position_embeddings=8)
+        embedding = build_input_embedding(config, "decoder").to("meta")
         x, positions = torch.empty(1, 1, 32, device="meta"), torch.empty(1, 1, dtype=torch.long, device="meta")
         assert embedding(x, positions, 8, "target").shape == (1, 1, 32)
         with pytest.raises(ValueError, match="target position 8 does not fit max_position_embeddings = 8"):
@@ -413,3 +415,25 @@ class TestClearErrors:
         config.encoder_num_attention_heads = 5
         with pytest.raises(StrictDataclassClassValidationError, match="encoder_num_attention_heads 5"):
             DragomanForConditionalGeneration(config)
+
+
+class TestFixedRows:
+    """What published models do not train."""
+
+    def test_the_pad_token_as_input(self) -> None:
+        for trained in (True, False):
+            config = tiny(train_pad_embedding=trained, decoder_start_token_id=0, tie_word_embeddings=False)
+            gradient = gradients(build(config), **batch(config))["model.encoder.embed_tokens.weight"]
+            assert bool(gradient[0].any()) is trained
+            assert gradient[3:].any()
+
+    def test_the_bias_of_the_head_through_saving_and_resizing(self, tmp_path: Path) -> None:
+        model = build(tiny(logits_bias=True))
+        model.save_pretrained(tmp_path)
+        loaded = DragomanForConditionalGeneration.from_pretrained(tmp_path)
+        torch.testing.assert_close(loaded.lm_head.bias, model.lm_head.bias)
+        loaded.resize_token_embeddings(40)
+        torch.testing.assert_close(loaded.lm_head.bias[:37], model.lm_head.bias)
+        for each in (model, loaded):
+            assert "lm_head.bias" not in dict(each.named_parameters())
+            assert "lm_head.bias" in each.state_dict()

@@ -90,16 +90,32 @@ class TestPositions:
             expected = math.sin(angle) if i < 5 else math.cos(angle)
             assert found[b, t, i].item() == pytest.approx(expected, abs=1e-6)
 
+    def test_sinusoids_to_the_endpoint_from_an_offset(self) -> None:
+        """fairseq's: the lowest frequency is 1/10000 exactly."""
+        found = SinusoidalPositions(30, 10, offset=2, endpoint=True)(torch.tensor([[0, 1, 29]]))
+        for t, position in enumerate((2, 3, 31)):
+            angles = [position / 10000 ** (i / 4) for i in range(5)]
+            expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            torch.testing.assert_close(found[0, t], torch.tensor(expected), atol=1e-5, rtol=0)
+
     def test_learned_positions_begin_at_the_offset(self) -> None:
         table = filled(LearnedPositions(6, 4, offset=2))
         torch.testing.assert_close(table(torch.tensor([[0, 5]])), table.weight[[2, 7]][None])
 
     @pytest.mark.parametrize("scheme", ["sinusoidal", "learned"])
     def test_input_embedding_adds_them_before_the_norm(self, scheme: str) -> None:
-        embedding = filled(build_input_embedding(presets.tiny(position_encoding=scheme, embedding_norm=True)))
+        config = presets.tiny(position_encoding=scheme, embedding_norm=True)
+        embedding = filled(build_input_embedding(config, "decoder"))
         x, positions = normal(2, 3, 64), torch.tensor([[0, 1, 2], [4, 4, 9]])
         expected = embedding.norm(x + embedding.positions(positions))
         torch.testing.assert_close(embedding(x, positions, 10, "source"), expected)
+
+    def test_the_decoder_may_add_them_after_the_norm(self) -> None:
+        config = presets.tiny(position_encoding="learned", embedding_norm=True, norm_before_positions=True)
+        encoder, decoder = (filled(build_input_embedding(config, side)) for side in ("encoder", "decoder"))
+        x, positions = normal(2, 3, 64), torch.tensor([[0, 1, 2], [4, 4, 9]])
+        torch.testing.assert_close(decoder(x, positions, 10, "target"), decoder.norm(x) + decoder.positions(positions))
+        torch.testing.assert_close(encoder(x, positions, 10, "source"), encoder.norm(x + encoder.positions(positions)))
 
     def test_rotary_turns_pairs(self) -> None:
         config = presets.tiny(rope_parameters={"rope_theta": 100.0})

@@ -1,0 +1,75 @@
+"""Weights of other families, in and out: one readable architecture that holds the published encoder-decoders.
+
+``convert_from`` makes a Dragoman model of one of transformers' own, or of a folder that holds one; ``convert_to`` makes
+one of theirs of it, tensor for tensor. What a family cannot say is refused, all reasons together.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
+from .families import ConversionError, Family, with_ties
+from .registry import family_of
+from .tensors import FolderTensors, dtype_of, tensors_of
+
+__all__ = ["ConversionError", "Family", "convert_from", "convert_to"]
+
+
+def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> DragomanForConditionalGeneration:
+    """The Dragoman model that computes what an encoder-decoder of transformers computes, in eval mode.
+
+    A model is copied; of a folder (safetensors) every tensor is read once, and no model of its own class is built.
+    Whether embeddings and head are tied is read from the tensors.
+
+    Raises:
+        ConversionError: for a family that is not known, an option that Dragoman does not have, a tensor too many or too
+            few; the message lists all of them.
+        OSError: for a folder without config.json or safetensors.
+    """
+    config, tensors, generation_config = _opened(model_or_folder)
+    ours, state = family_of(config.model_type).read(config, tensors)
+    model = DragomanForConditionalGeneration.from_pretrained(None, config=ours, state_dict=state, dtype=dtype_of(state))
+    model.generation_config = generation_config
+    return model
+
+
+def convert_to(
+    model_or_folder: DragomanForConditionalGeneration | str | os.PathLike[str], family: str
+) -> PreTrainedModel:
+    """A copy, in eval mode, as the class of transformers whose ``model_type`` is ``family``: "marian", "bart", ...
+
+    Raises:
+        ConversionError: for an unknown family, and for what the family cannot express; the message lists all of it.
+        OSError: for a folder without config.json or safetensors.
+    """
+    target = family_of(family)
+    config, tensors, generation_config = _opened(model_or_folder)
+    if config.model_type != DragomanConfig.model_type:
+        raise ConversionError(config.model_type, ["convert_to takes a Dragoman model, which convert_from makes of it"])
+    theirs, state = target.write(config, with_ties(config, tensors))
+    model = target.in_tree_class().from_pretrained(None, config=theirs, state_dict=state, dtype=dtype_of(state))
+    model.generation_config = generation_config
+    return model
+
+
+def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], GenerationConfig]:
+    """Configuration, tensors and generation settings of a model or a folder."""
+    if isinstance(model_or_folder, PreTrainedModel):
+        config = model_or_folder.config
+        settings = getattr(model_or_folder, "generation_config", None) or GenerationConfig.from_model_config(config)
+        return config, tensors_of(model_or_folder), copy.deepcopy(settings)
+    folder = Path(model_or_folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    else:
+        settings = GenerationConfig.from_model_config(config)
+    return config, FolderTensors(folder), settings

@@ -1,0 +1,106 @@
+"""A checkpoint folder converted on disk: weights, generation settings, tokenizer files, and proof in the model card."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from ..model_cards import refresh
+from ..tokenization.tokenization_dragoman import DragomanTokenizer
+from . import convert_from, convert_to
+from .families import ConversionError
+from .probes import Answers, Comparison, ask, compare
+from .registry import FAMILIES
+
+OURS = DragomanConfig.model_type
+# Not a tokenizer's: what is converted, what describes it, and what could run.
+LEFT_BEHIND = (
+    "config.json generation_config.json README.md *.safetensors *.index.json *.bin *.pt *.pth *.h5 *.msgpack *.ot "
+    "*.ckpt* *.onnx *.gguf *.py training_args* .git*"
+).split()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    source: str  # model_type
+    target: str
+    parameters: int
+    comparison: Comparison
+
+
+def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion:
+    """Convert ``source`` into the new folder ``target``, and compare the two. One copy of the weights at a time.
+
+    Raises:
+        ConversionError: as ``convert_from`` and ``convert_to``, and where the two models do not compute the same.
+        NotADirectoryError: for a ``source`` that is not there.
+        FileExistsError: for a ``target`` that is there already and not empty. On any error nothing is left in it.
+    """
+    if not source.is_dir():
+        raise NotADirectoryError(f"{source} is not a folder on this machine.")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already: name a new folder.")
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    if (config.model_type == OURS) == (family == OURS):
+        what = "a Dragoman model; say to which family it shall go" if family == OURS else "not a Dragoman model"
+        raise ConversionError(config.model_type, [f"{source} is {what}"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
+        stage = Path(name) / target.name
+        model = convert_from(source) if family == OURS else convert_to(source, family)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        model.save_pretrained(stage)
+        sizes = vocabulary_sizes(model.config)
+        del model
+        copy_tokenizer(source, stage, config.model_type)
+        comparison = compare(answers_of(stage, *sizes), answers_of(source, *sizes))
+        if not comparison.holds:
+            raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
+        conversion = Conversion(config.model_type, family, parameters, comparison)
+        if family == OURS:
+            refresh(stage, target.name, {"conversion": facts_of(conversion)})
+        if target.exists():  # and is empty
+            target.rmdir()
+        stage.replace(target)
+    return conversion
+
+
+def answers_of(folder: Path, source_size: int, target_size: int) -> Answers:
+    return ask(AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval(), source_size, target_size)
+
+
+def vocabulary_sizes(config: Any) -> tuple[int, int]:
+    """Of source and target, by whatever name a family has for them."""
+    target = getattr(config, "decoder_vocab_size", None) or config.vocab_size
+    source = getattr(config, "source_vocab_size", None) or getattr(config, "src_vocab_size", None)
+    return source or config.vocab_size, target
+
+
+def copy_tokenizer(source: Path, stage: Path, model_type: str) -> None:
+    """Every file that may be a tokenizer's, unchanged, but for a class that only the model's type told so far."""
+    description = source / TOKENIZER_CONFIG_FILE
+    fields = json.loads(description.read_text("utf-8")) if description.is_file() else {}
+    if fields.get("tokenizer_class") == DragomanTokenizer.__name__:  # it brings its code along
+        DragomanTokenizer.from_pretrained(source).save_pretrained(stage)
+        return
+    for file in source.iterdir():
+        if file.is_file() and not any(file.match(pattern) for pattern in LEFT_BEHIND):
+            shutil.copyfile(file, stage / file.name)
+    if description.is_file() and "tokenizer_class" not in fields and model_type in FAMILIES:
+        fields["tokenizer_class"] = FAMILIES[model_type].tokenizer
+        (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
+
+
+def facts_of(conversion: Conversion) -> dict[str, Any]:
+    """For the model card."""
+    versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
+    comparison = asdict(conversion.comparison) | {"difference": f"{conversion.comparison.difference:.1e}"}
+    return {"source": conversion.source, **comparison, "versions": versions}

@@ -1,0 +1,257 @@
+"""Conversion as a whole: folders, the command line, what is refused, and what is left behind (nothing)."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel, GenerationConfig, NllbTokenizer
+from typer.testing import CliRunner
+
+from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
+from dragoman.__main__ import app
+from dragoman.conversion import ConversionError, convert_from, convert_to, folders
+from dragoman.conversion.folders import convert_folder
+from dragoman.conversion.probes import ask, compare
+from ladder import assert_same_weights
+from support import build, tiny
+from test_conversion_marian import marian
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    model = marian(vocab_size=97)
+    model.generation_config = GenerationConfig(
+        num_beams=3, pad_token_id=56, decoder_start_token_id=56, eos_token_id=[0, 9]
+    )
+    model.save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+class TestFolders:
+    def test_there_and_back(self, source: Path, tmp_path: Path) -> None:
+        before = digest(source)
+        conversion = convert_folder(source, tmp_path / "ours")
+        assert (conversion.source, conversion.target) == ("marian", "dragoman")
+        assert conversion.comparison.tokens == 3 * 63  # max_position_embeddings leave room for 63
+        assert conversion.comparison.holds
+        ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+        assert isinstance(ours, DragomanForConditionalGeneration)
+        assert ours.generation_config.num_beams == 3
+        assert ours.generation_config.eos_token_id == [0, 9]
+        convert_folder(tmp_path / "ours", tmp_path / "theirs", "marian")
+        theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "theirs")
+        assert_same_weights(theirs, AutoModelForSeq2SeqLM.from_pretrained(source))
+        assert theirs.generation_config.eos_token_id == [0, 9]
+        assert digest(source) == before
+
+    def test_a_model_and_its_folder_give_the_same(self, source: Path) -> None:
+        in_memory = convert_from(AutoModelForSeq2SeqLM.from_pretrained(source))
+        on_disk = convert_from(source)
+        assert_same_weights(on_disk, in_memory)
+        assert on_disk.config.to_dict() == in_memory.config.to_dict()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_shards_of_half_precision(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        theirs = marian().to(dtype)
+        theirs.save_pretrained(tmp_path / "source", max_shard_size="30KB")
+        assert len(list((tmp_path / "source").glob("*.safetensors"))) > 1
+        ours = convert_from(tmp_path / "source")
+        assert ours.dtype == dtype
+        assert_same_weights(ours, convert_from(theirs))
+
+    def test_training_leaves_the_source_alone(self, source: Path) -> None:
+        """Tensors may lie in the file's own pages."""
+        before, theirs = digest(source), AutoModelForSeq2SeqLM.from_pretrained(source)
+        weights = theirs.state_dict()["model.shared.weight"].clone()
+        for ours in (convert_from(source), convert_from(theirs)):
+            with torch.no_grad():
+                for parameter in ours.parameters():
+                    parameter.zero_()
+        torch.testing.assert_close(theirs.state_dict()["model.shared.weight"], weights, rtol=0, atol=0)
+        assert digest(source) == before
+
+    def test_without_generation_settings_those_of_the_configuration_count(self, source: Path) -> None:
+        (source / "generation_config.json").unlink()
+        settings = convert_from(source).generation_config
+        assert (settings.decoder_start_token_id, settings.eos_token_id, settings.forced_eos_token_id) == (56, 0, 0)
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read off /proc")
+    def test_one_copy_of_the_weights_at_a_time(self, tmp_path: Path) -> None:
+        """Each tensor of 40 MB, of which there are two: half a copy more than the model is allowed for the rest."""
+        marian(vocab_size=80_000, d_model=128, share_encoder_decoder_embeddings=False).save_pretrained(tmp_path / "a")
+        script = """if True:
+            import sys
+            from pathlib import Path
+            from dragoman.conversion.folders import convert_folder
+
+            def peak():
+                status = Path("/proc/self/status").read_text()
+                return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+            import dragoman.conversion.folders, transformers.models.marian.modeling_marian, transformers.generation.utils
+            before = peak()
+            convert_folder(Path(sys.argv[1]), Path(sys.argv[2]))
+            print(peak() - before)
+        """
+        paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+        grown = float(subprocess.run([sys.executable, "-c", script, *paths], check=True, stdout=subprocess.PIPE).stdout)
+        size = (tmp_path / "b" / "model.safetensors").stat().st_size / 2**20
+        assert size > 75
+        assert grown < 1.7 * size
+
+
+class TestTokenizers:
+    def test_theirs_travels_unchanged(self, source: Path, tmp_path: Path) -> None:
+        """NLLB's: language codes around the source, and as the first token of the target."""
+        vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁a", "ab"])}
+        tokenizer = NllbTokenizer(
+            vocab=vocabulary, merges=[("▁", "a"), ("a", "b")], src_lang="eng_Latn", tgt_lang="fra_Latn"
+        )
+        tokenizer.save_pretrained(source)
+        convert_folder(source, tmp_path / "ours")
+        before = digest(source)
+        for name, value in digest(tmp_path / "ours").items():
+            if "token" in name:
+                assert before[name] == value, name
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "ours")
+        assert type(loaded) is NllbTokenizer
+        assert loaded("ab a", text_target="b a") == tokenizer("ab a", text_target="b a")
+        assert loaded.convert_tokens_to_ids("fra_Latn") == tokenizer.convert_tokens_to_ids("fra_Latn")
+        assert "AutoTokenizer" in (tmp_path / "ours" / "README.md").read_text("utf-8")
+
+    def test_a_class_that_only_the_model_told_is_added(self, source: Path, tmp_path: Path) -> None:
+        """As in the published OPUS-MT folders; without it, AutoTokenizer would take Dragoman's own."""
+        (source / "tokenizer_config.json").write_text('{"source_lang": "en", "target_lang": "de"}')
+        (source / "source.spm").write_bytes(b"\x00\x01")
+        (source / "run.py").write_text("raise SystemExit")
+        (source / "pytorch_model.bin").write_bytes(b"\x80")
+        convert_folder(source, tmp_path / "ours")
+        fields = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+        assert fields == {"source_lang": "en", "target_lang": "de", "tokenizer_class": "MarianTokenizer"}
+        assert (tmp_path / "ours" / "source.spm").read_bytes() == b"\x00\x01"
+        assert not (tmp_path / "ours" / "run.py").exists()
+        assert not (tmp_path / "ours" / "pytorch_model.bin").exists()
+
+    def test_ours_goes_along_to_other_families(self, source: Path, tmp_path: Path) -> None:
+        convert_folder(source, tmp_path / "ours")
+        tokenizer = DragomanTokenizer.train(["ab ba", "aa"], ["xy yx", "xx"], vocab_size=300)
+        tokenizer.save_pretrained(tmp_path / "ours")
+        convert_folder(tmp_path / "ours", tmp_path / "theirs", "marian")
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+        assert loaded("ab", text_target="xy") == tokenizer("ab", text_target="xy")
+
+
+class TestTheCard:
+    def test_says_what_was_verified_until_the_weights_change(self, source: Path, tmp_path: Path) -> None:
+        convert_folder(source, tmp_path / "ours")
+        card = ModelCard.load(tmp_path / "ours" / "README.md")
+        assert card.data["dragoman"]["conversion"]["source"] == "marian"
+        assert "189 of 189 greedily generated tokens are the same" in card.text
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+        model.save_pretrained(tmp_path / "ours")
+        assert "Converted from" in (tmp_path / "ours" / "README.md").read_text("utf-8")
+        torch.nn.init.zeros_(model.model.encoder.layers[0].self_attn.q_proj.weight)
+        model.save_pretrained(tmp_path / "ours")
+        assert "Converted from" not in (tmp_path / "ours" / "README.md").read_text("utf-8")
+
+
+class TestRefusals:
+    def test_a_folder_without_safetensors(self, source: Path) -> None:
+        (source / "model.safetensors").rename(source / "pytorch_model.bin")
+        with pytest.raises(OSError, match=r"no model.safetensors.*pass the model itself to convert_from"):
+            convert_from(source)
+
+    def test_unknown_families(self) -> None:
+        with pytest.raises(ConversionError, match=r"'bert': known are .*marian"):
+            convert_from(BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)))
+        with pytest.raises(ConversionError, match="it is Dragoman's own"):
+            convert_from(build(tiny()))
+        with pytest.raises(ConversionError, match="'gpt2': known are"):
+            convert_to(build(tiny()), "gpt2")
+        with pytest.raises(ConversionError, match="convert_to takes a Dragoman model"):
+            convert_to(marian(), "marian")
+
+    def test_all_that_a_family_lacks_together(self) -> None:
+        with pytest.raises(ConversionError) as error:
+            convert_to(build(tiny(norm_type="rms_norm", gated_feed_forward=True)), "marian")
+        for problem in ("norm_type='rms_norm'; marian has 'layer_norm' only", "gated_feed_forward=True", "'rotary'"):
+            assert problem in str(error.value)
+
+    def test_an_activation_that_ours_lacks(self) -> None:
+        theirs = marian()
+        theirs.config.activation_function = "tanh"
+        with pytest.raises(ConversionError, match="hidden_act"):
+            convert_from(theirs)
+
+    def test_a_table_that_holds_no_sinusoids(self, source: Path) -> None:
+        theirs = marian()
+        with torch.no_grad():
+            theirs.model.encoder.embed_positions.weight[3].add_(0.1)
+        with pytest.raises(ConversionError, match=r"encoder.embed_positions.weight holds no sinusoids"):
+            convert_from(theirs)
+
+
+class TestTheCommandLine:
+    def run(self, *arguments: Any) -> Any:
+        return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+    def test_converts_and_says_what_it_verified(self, source: Path, tmp_path: Path) -> None:
+        result = self.run(source, tmp_path / "ours")
+        assert result.exit_code == 0, result.output
+        assert "marian -> dragoman" in result.output
+        assert "189 of 189 generated tokens are the same" in result.output
+
+    @pytest.mark.parametrize("case", ["missing", "there already", "same kind", "another family", "cut off"])
+    def test_on_any_error_nothing_is_left(self, case: str, source: Path, tmp_path: Path) -> None:
+        target, options, message = tmp_path / "target", [], ""
+        if case == "missing":
+            source, message = tmp_path / "nowhere", "is not a folder"
+        elif case == "there already":
+            target, message = source, "is there already"
+        elif case == "same kind":
+            options, message = ["--to", "bart"], "is not a Dragoman model"
+        elif case == "another family":
+            BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(source)
+            message = "known are"
+        else:
+            content = (source / "model.safetensors").read_bytes()
+            (source / "model.safetensors").write_bytes(content[:-40])
+            message = "model.safetensors"
+        before = sorted(path.name for path in tmp_path.iterdir())
+        result = self.run(source, target, *options)
+        assert result.exit_code == 1
+        assert message in result.output.replace("\n", " ")
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    def test_two_models_that_differ_are_seen(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def wrong(folder: Path) -> DragomanForConditionalGeneration:
+            model = convert_from(folder)
+            torch.nn.init.zeros_(model.model.decoder.layers[1].cross_attn.o_proj.bias)
+            return model
+
+        monkeypatch.setattr(folders, "convert_from", wrong)
+        result = self.run(source, tmp_path / "target")
+        assert result.exit_code == 1
+        assert "do not compute the same" in result.output
+        assert not (tmp_path / "target").exists()
+
+
+def test_the_probes_see_tokens_and_logits() -> None:
+    model = marian(vocab_size=97).eval()
+    answers = ask(model, 97, 97)
+    assert compare(answers, answers).holds
+    assert len({tuple(row) for row in answers.tokens.tolist()}) == 3, "all sources are written alike"
+    model.final_logits_bias[0, 5] += 1.0
+    assert not compare(ask(model, 97, 97), answers).holds
