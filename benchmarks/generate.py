@@ -23,6 +23,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+
 from generation_engines import ENGINES, SAME_WEIGHTS, Case, scores_of
 
 matplotlib.use("agg")

@@ -159,6 +159,7 @@ def stock_loop(case: Case) -> Callable[[], list[list[int]]]:
 def translator(case: Case) -> Callable[[], list[list[int]]]:
     """CTranslate2 in whichever threading is fastest here: workers times threads of each."""
     tokens = ["</s>", "<unk>", *map(str, range(2, case.pad))]
+    ids = {token: i for i, token in enumerate(tokens)}
     model = marian(case)
     spec = MarianMTLoader().get_model_spec(model)
     spec.config.eos_token, spec.config.unk_token, spec.config.decoder_start_token = "</s>", "<unk>", "</s>"
@@ -168,12 +169,12 @@ def translator(case: Case) -> Callable[[], list[list[int]]]:
     spec.optimize(quantization=None)
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
-        rows = [["</s>" if i == END else tokens[i] for i in row] for row in sources(case)]
+        rows = [[tokens[i] for i in row] for row in sources(case)]
 
         def run(engine: ctranslate2.Translator, size: int) -> list[list[int]]:
             settings = {"beam_size": case.beams, "max_decoding_length": case.tokens, "max_batch_size": size}
             results = engine.translate_batch(rows, **settings)
-            return [[tokens.index(token) for token in result.hypotheses[0]] for result in results]
+            return [[ids[token] for token in result.hypotheses[0]] for result in results]
 
         threads = torch.get_num_threads()
         ways = {(1, threads), (1, 1), (threads, 1)} if case.batch > 1 else {(1, threads), (1, 1)}

@@ -67,7 +67,8 @@ class DecodingLayer:
             return self._weigh(self.self_attn, 0, x, query, key, value, mask)
 
         def attend_to_source(x: Tensor) -> Tensor:
-            query = heads(*self.cross_q(x), (self.sources, self.copies * length), self.cross_attn)
+            (query,) = self.cross_q(x)
+            query = heads(query, (self.sources, self.copies * length), self.cross_attn)
             return self._weigh(self.cross_attn, 1, x, query, self.source_keys, self.source_values, source_mask)
 
         x = self.self_attn_residual(x, attend)

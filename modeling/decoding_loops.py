@@ -4,9 +4,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
+from transformers import GenerationMixin, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .attention import Attention
@@ -15,44 +15,42 @@ from .decoding_step import DecodingStep
 from .feed_forward import FeedForward
 from .residual import Residual
 
-# What the model's forward may be given besides, and what of it the step does without.
+# What the loops are given for themselves, and what for the model's forward that the step has no need of or reads.
 ARGUMENTS = frozenset(
-    "attention_mask decoder_attention_mask encoder_outputs inputs_embeds logits_to_keep past_key_values position_ids "
-    "use_cache".split()
+    "attention_mask decoder_attention_mask encoder_outputs generation_config inputs_embeds logits_processor "
+    "logits_to_keep past_key_values position_ids stopping_criteria streamer synced_gpus use_cache".split()
 )
 REARRANGED = (Decoder, DecoderLayer, Attention, FeedForward, Residual)  # what the step does in its own way
 FORWARDS = ("DragomanForConditionalGeneration.forward", "DragomanModel.forward")  # that the step knows
 FEWEST_FINISHED = 0.25  # of the sources: so many are worth moving the others together
 
 
-def is_covered(model: Any, config: GenerationConfig, synced_gpus: bool, inputs: dict[str, Any]) -> bool:
-    """Whether the step computes what the model would with these inputs. What it does not, the stock loop does."""
-    cache = inputs.get("past_key_values")
-    states = inputs["encoder_outputs"].last_hidden_state
-    mask, prefix_mask = inputs.get("attention_mask"), inputs.get("decoder_attention_mask")
-    nothing_else = all(inputs[name] is None for name in inputs.keys() - ARGUMENTS)
-    asks_for_states = config.output_attentions or config.output_hidden_states
-    plain_cache = (
-        config.use_cache
-        and isinstance(cache, EncoderDecoderCache)
-        and all(
-            type(half) is DynamicCache and not half.offloading and half.get_seq_length() == 0
-            for half in (cache.self_attention_cache, cache.cross_attention_cache)
-        )
-    )
-    plain_masks = (mask is None or mask.dim() == 2) and (prefix_mask is None or bool(prefix_mask.all()))
-    plain_run = not (synced_gpus or config.is_assistant or config.prefill_chunk_size or torch.is_grad_enabled())
-    one_kind = states.dtype == model.dtype and states.device == model.device and not torch.is_autocast_enabled("cpu")
-    return bool(
+def is_covered(model: Any, arguments: dict[str, Any]) -> bool:
+    """Whether the step computes what the model would with these arguments. What it does not, the stock loop does."""
+    config, states = arguments["generation_config"], arguments["encoder_outputs"].last_hidden_state
+    mask, prefix_mask = arguments.get("attention_mask"), arguments.get("decoder_attention_mask")
+    asks_for_more = config.output_attentions or config.output_hidden_states or torch.is_grad_enabled()
+    in_other_ways = arguments.get("synced_gpus") or config.is_assistant or config.prefill_chunk_size
+    return (
         states.device.type == "cpu"  # elsewhere looking whether rows are finished would make every step wait
-        and nothing_else
-        and not asks_for_states
-        and plain_cache
-        and plain_masks
-        and plain_run
-        and one_kind
+        and (states.dtype, states.device) == (model.dtype, model.device)
+        and not torch.is_autocast_enabled("cpu")
+        and all(arguments[name] is None for name in arguments.keys() - ARGUMENTS)
+        and (mask is None or mask.dim() == 2)
+        and (prefix_mask is None or bool(prefix_mask.all()))
+        and not asks_for_more
+        and not in_other_ways
+        and config.use_cache
+        and is_new_and_dynamic(arguments.get("past_key_values"))
         and is_untouched(model)
     )
+
+
+def is_new_and_dynamic(cache: Any) -> bool:
+    if not isinstance(cache, EncoderDecoderCache):
+        return False
+    halves = (cache.self_attention_cache, cache.cross_attention_cache)
+    return all(type(half) is DynamicCache and not half.offloading and half.get_seq_length() == 0 for half in halves)
 
 
 def is_untouched(model: Any) -> bool:
@@ -102,24 +100,25 @@ class DecodingLoops(GenerationMixin):
     stands in this class: how a loop calls a model, how it moves the cache, and where it looks whether all is done.
     """
 
-    def __init__(self, model: Any, config: GenerationConfig, inputs: dict[str, Any]) -> None:
-        self.config, self.generation_config = model.config, model.generation_config
-        self.cache = inputs["past_key_values"]
-        copies, beams = max(config.num_beams, config.num_return_sequences), config.num_beams
-        states = inputs["encoder_outputs"].last_hidden_state
-        self.step = DecodingStep(model, states, inputs.get("attention_mask"), copies, beams)
-        self.copies = copies
-        self.total = len(states) // copies
+    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
+        self.config: Any = model.config
+        config, states = arguments["generation_config"], arguments["encoder_outputs"].last_hidden_state
+        self.copies = max(config.num_beams, config.num_return_sequences)
+        self.total = len(states) // self.copies  # sources
+        self.step = DecodingStep(model, states, arguments.get("attention_mask"), self.copies, config.num_beams)
+        self.cache = arguments["past_key_values"]
         self.sources: Tensor | None = None  # those not finished yet; None: all
         self.criteria = Watched(StoppingCriteriaList())
         self.returns_all = config.return_dict_in_generate
 
-    def sample(self, input_ids: Tensor, stopping_criteria: StoppingCriteriaList, **kwargs: Any) -> Any:
+    def sample(self, input_ids: LongTensor, stopping_criteria: StoppingCriteriaList, **kwargs: Any) -> Any:
         self.criteria = Watched(stopping_criteria)
-        return self._returned(GenerationMixin._sample(self, input_ids, stopping_criteria=self.criteria, **kwargs))
+        loop: Any = GenerationMixin._sample
+        return self._returned(loop(self, input_ids, stopping_criteria=self.criteria, **kwargs))
 
-    def beam_search(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        return self._returned(GenerationMixin._beam_search(self, input_ids, **kwargs))
+    def beam_search(self, input_ids: LongTensor, **kwargs: Any) -> Any:
+        loop: Any = GenerationMixin._beam_search
+        return self._returned(loop(self, input_ids, **kwargs))
 
     def _returned(self, result: Any) -> Any:
         if self.returns_all:
@@ -144,22 +143,21 @@ class DecodingLoops(GenerationMixin):
         """Leave out the sources that are finished (B,), where they are many and nobody asks for their scores."""
         if self.returns_all or self.total == 1:
             return
-        kept = (~finished).nonzero()[:, 0]
-        before = self.total if self.sources is None else len(self.sources)
-        if 0 < len(kept) <= before * (1 - FEWEST_FINISHED):
-            now = kept if self.sources is None else torch.isin(self.sources, kept).nonzero()[:, 0]
-            self.step.keep(now)
-            self.sources = kept
+        going_on = ~finished if self.sources is None else ~finished[self.sources]
+        kept = going_on.nonzero()[:, 0]
+        if 0 < len(kept) <= len(going_on) * (1 - FEWEST_FINISHED):
+            self.step.keep(kept)
+            self.sources = kept if self.sources is None else self.sources[kept]
 
     # What the loops call, by the names it has there.
 
     def _prefill(self, input_ids: Tensor, *_: Any, **__: Any) -> Outputs:
         return self(input_ids)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Any]:  # type: ignore[override]
         return {"ids": input_ids[:, -1:]}
 
-    def _update_model_kwargs_for_generation(
+    def _update_model_kwargs_for_generation(  # type: ignore[override]
         self, outputs: Any, model_kwargs: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
         return model_kwargs
@@ -175,7 +173,7 @@ class DecodingLoops(GenerationMixin):
         self.step.reorder(parents if self.sources is None else parents[self.sources])
         return cache
 
-    def _beam_search_has_unfinished_sequences(
+    def _beam_search_has_unfinished_sequences(  # type: ignore[override]
         self, is_early_stop_heuristic_unsatisfied: Tensor, is_sent_finished: Tensor, hits: Tensor, early_stopping: Any
     ) -> Tensor:
         finished = ~is_early_stop_heuristic_unsatisfied[:, 0]

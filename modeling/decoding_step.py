@@ -99,6 +99,6 @@ class DecodingStep:
         descent = None if self.descent is None else self.descent == 0
         for i, layer in enumerate(self.layers):
             cache.self_attention_cache.update(*layer.history(descent), i)
-            source = (x.repeat_interleave(self.copies, dim=0) for x in (layer.source_keys, layer.source_values))
-            cache.cross_attention_cache.update(*source, i)
+            keys, values = (x.repeat_interleave(self.copies, dim=0) for x in (layer.source_keys, layer.source_values))
+            cache.cross_attention_cache.update(keys, values, i)
             cache.is_updated[i] = True

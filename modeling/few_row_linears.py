@@ -6,6 +6,7 @@ fraction of the memory's speed; oneDNN is faster, and faster still on a weight i
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class FewRowLinear:
 
     def __init__(self, *layers: nn.Module) -> None:
         self.layers = layers
-        self.calls = [call_of(layer) for layer in layers]
+        self.calls: list[Callable[[Tensor], Tensor]] = [call_of(layer) for layer in layers]
         self.packed: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -47,13 +48,12 @@ class FewRowLinear:
 def call_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if not is_plain(layer):
         return layer
-    assert isinstance(layer, nn.Linear)
     if layer.weight.numel() >= WORTH_ONEDNN:
         return onednn(layer.weight, layer.bias)
     return partial(F.linear, weight=layer.weight, bias=layer.bias)
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """An ``nn.Linear`` and nothing derived from it, its weight a plain tensor in fp32 on the CPU."""
     return (
         ONEDNN

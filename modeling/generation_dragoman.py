@@ -4,7 +4,7 @@ import copy
 from typing import Any, NoReturn
 
 from torch import LongTensor, Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -16,6 +16,7 @@ from .padding import mask_of_left_padding, mask_of_padding
 class DragomanGenerationMixin(GenerationMixin):
     """Greedy, sampling, beams, static cache, assisted and prompt lookup, as documented by transformers.
 
+    What is computed a token is :class:`DecodingStep`, wherever it covers what was asked for; the result is the same.
     Four things differ. ``encoder_outputs`` of the caller are left as they were (beam search would enlarge them in
     place); padding is masked even where no mask was given; keys and values of the source are not moved from beam to
     beam; what transformers cannot do for an encoder-decoder raises.
@@ -43,48 +44,17 @@ class DragomanGenerationMixin(GenerationMixin):
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
-    def _sample(
-        self,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: Any = None,
-        **inputs: Any,
-    ) -> Any:
-        # This and _beam_search are transformers' private seams: generate() calls one of them when all is prepared.
-        arguments = {
-            "logits_processor": logits_processor,
-            "stopping_criteria": stopping_criteria,
-            "generation_config": generation_config,
-            "synced_gpus": synced_gpus,
-            "streamer": streamer,
-            **inputs,
-        }
-        if not is_covered(self, generation_config, synced_gpus, inputs):
-            return super()._sample(input_ids, **arguments)  # type: ignore[misc]
-        return DecodingLoops(self, generation_config, inputs).sample(input_ids, **arguments)
+    # transformers' private seams: generate(), all prepared, calls one of these two, by keyword.
 
-    def _beam_search(
-        self,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        **inputs: Any,
-    ) -> Any:
-        arguments = {
-            "logits_processor": logits_processor,
-            "stopping_criteria": stopping_criteria,
-            "generation_config": generation_config,
-            "synced_gpus": synced_gpus,
-            **inputs,
-        }
-        if not is_covered(self, generation_config, synced_gpus, inputs):
+    def _sample(self, input_ids: Any, **arguments: Any) -> Any:  # type: ignore[override]
+        if not is_covered(self, arguments):
+            return super()._sample(input_ids, **arguments)  # type: ignore[misc]
+        return DecodingLoops(self, arguments).sample(input_ids, **arguments)
+
+    def _beam_search(self, input_ids: Any, **arguments: Any) -> Any:  # type: ignore[override]
+        if not is_covered(self, arguments):
             return super()._beam_search(input_ids, **arguments)  # type: ignore[misc]
-        return DecodingLoops(self, generation_config, inputs).beam_search(input_ids, **arguments)
+        return DecodingLoops(self, arguments).beam_search(input_ids, **arguments)
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: LongTensor) -> EncoderDecoderCache:
         # transformers' hook, private in name only: beam search calls it where a model has it. The beams of a source see
