@@ -140,6 +140,7 @@ def t5(case: Case) -> Any:
     last = model.decoder.block[-1].layer[-1].DenseReluDense
     settle(model, last.wi, last.wo)
     model.generation_config.suppress_tokens = [END, case.pad]  # it has no bias that could
+    model.generation_config.repetition_penalty = 2.0  # nor absolute positions to vary by; costs it a per cent or two
     return model
 
 
