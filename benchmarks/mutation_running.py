@@ -21,7 +21,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 # Most telling first. What looks at the repository itself, at the examples or at the benchmarks is left out.
-SUITE = "parts loss model option_matrix packing saving generation configuration trainer stability".split()
+SUITE = "parts loss model option_matrix packing saving generation fast_decoding configuration trainer stability".split()
 TOKENIZERS = "tokenizer tokenizer_sides trainer configuration".split()
 FIRST = {
     "configuration/file_validation.py": "broken_folders",
@@ -35,13 +35,17 @@ FIRST = {
     "modeling/embeddings.py": "model option_matrix",
     "modeling/encoder.py": "model option_matrix",
     "modeling/encoder_decoder_generation.py": "generation",
-    "modeling/generation_dragoman.py": "generation",
     "modeling/modeling_dragoman_recurrent.py": "recurrent",
     "modeling/recurrent_attention.py": "recurrent",
     "modeling/recurrent_decoder.py": "recurrent",
     "modeling/recurrent_encoder.py": "recurrent",
     "modeling/recurrent_layers.py": "recurrent",
     "modeling/recurrent_state.py": "recurrent",
+    "modeling/decoding_layer.py": "fast_decoding",
+    "modeling/decoding_loops.py": "fast_decoding",
+    "modeling/decoding_step.py": "fast_decoding",
+    "modeling/few_row_linears.py": "fast_decoding",
+    "modeling/generation_dragoman.py": "generation fast_decoding",
     "modeling/initialization.py": "saving stability",
     "modeling/int8_arithmetic.py": "quantization",
     "modeling/int8_loading.py": "quantization",
