@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .int8_modules import Int8Linear
+
 WORTH_ONEDNN = 2**18  # weights in a layer: below, its calls cost more than they save
 WORTH_PACKING = 2**16
 
@@ -19,13 +21,18 @@ WORTH_PACKING = 2**16
 class FewRowLinear:
     """``x Wᵀ + b`` of one layer, or of several that read the same x, whose weights stay where they are.
 
-    What is no plain ``nn.Linear`` (wrapped, quantised, on another device) is called as it is.
+    What is no plain ``nn.Linear`` (wrapped, quantised, on another device) is called as it is; int8 layers are fused,
+    which is exact.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
         self.layers = layers
         self.calls: list[Callable[[Tensor], Tensor]] = [call_of(layer) for layer in layers]
         self.packed: Callable[[Tensor], Tensor] | None = None
+        int8 = [layer for layer in layers if type(layer) is Int8Linear]
+        if len(layers) > 1 and len(int8) == len(layers):
+            self.packed = Int8Linear.fuse(int8).forward
+            self.sizes = [layer.out_features for layer in int8]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.packed is not None:

@@ -27,10 +27,10 @@ TIERS = [
     ["configuration_dragoman", "configuration_dragoman_recurrent"],
     ["presets"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
-    ["few_row_linears"],
     ["packing", "recurrent_attention", "recurrent_layers", "recurrent_state"],
     ["embeddings", "residual", "attention", "padding", "int8_loading"],
     ["building", "initialization", "int8_modules", "encoder_decoder_generation", "language_modeling_head"],
+    ["few_row_linears"],
     [
         "encoder",
         "decoder",
