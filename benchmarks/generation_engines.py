@@ -1,6 +1,7 @@
 """The engines that benchmarks/generate.py compares, each served in a process of its own.
 
-Dragoman, its stock loop and CTranslate2 compute with Marian's weights; BART and T5 have their own of the same sizes.
+Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or with these in int8; BART and T5 have their own
+of the same sizes.
 A worker reads a command a line and answers with a line of JSON.
 """
 
@@ -157,7 +158,7 @@ def stock_loop(case: Case) -> Callable[[], list[list[int]]]:
     return generator_of(dragoman.convert_from(marian(case)), case)
 
 
-def translator(case: Case) -> Callable[[], list[list[int]]]:
+def translator(case: Case, compute: str = "float32") -> Callable[[], list[list[int]]]:
     """CTranslate2 in whichever threading is fastest here: workers times threads of each."""
     tokens = ["</s>", "<unk>", *map(str, range(2, case.pad))]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -167,7 +168,7 @@ def translator(case: Case) -> Callable[[], list[list[int]]]:
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     spec.validate()
-    spec.optimize(quantization=None)
+    spec.optimize(quantization=None if compute == "float32" else compute)
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
         rows = [[tokens[i] for i in row] for row in sources(case)]
@@ -182,12 +183,12 @@ def translator(case: Case) -> Callable[[], list[list[int]]]:
         timed = []
         for workers, each in sorted(ways):
             engine = ctranslate2.Translator(
-                folder, device="cpu", compute_type="float32", inter_threads=workers, intra_threads=each
+                folder, device="cpu", compute_type=compute, inter_threads=workers, intra_threads=each
             )
             way = partial(run, engine, -(-case.batch // workers))
             timed.append((min(clock(way)[0] for _ in range(3)), workers, each, way))
     _, workers, each, best = min(timed, key=lambda entry: entry[0])
-    print(f"CTranslate2: {workers} workers of {each} threads", file=sys.stderr)
+    print(f"CTranslate2 {compute}: {workers} workers of {each} threads", file=sys.stderr)
     return best
 
 
@@ -204,6 +205,8 @@ ENGINES: dict[str, Callable[[Case], Callable[[], list[list[int]]]]] = {
     "bart": lambda case: generator_of(bart(case), case),
     "t5": lambda case: generator_of(t5(case), case),
     "ctranslate2": translator,
+    "dragoman int8": lambda case: generator_of(dragoman.quantize(dragoman.convert_from(marian(case))), case),
+    "ctranslate2 int8": partial(translator, compute="int8"),
 }
 
 
