@@ -52,6 +52,7 @@ FIRST = {
     "modeling/int8_models.py": "quantization",
     "modeling/int8_modules.py": "quantization",
     "modeling/loss.py": "loss parts",
+    "modeling/linear.py": "linear",
     "modeling/language_modeling_head.py": "model loss saving option_matrix",
     "modeling/modeling_conditional_generation.py": "model saving option_matrix",
     "modeling/modeling_dragoman.py": "model saving trainer",

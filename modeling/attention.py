@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from .linear import Linear
 from .packing import Packing, attend_packed
 from .position_encodings import apply_rotary
 
@@ -104,10 +105,10 @@ class Attention(nn.Module):
         self.scaling = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.attention_dropout = config.attention_dropout
         size, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(size, num_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(size, num_key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(size, num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * self.head_dim, size, bias=bias)
+        self.q_proj = Linear(size, num_heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(size, num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = Linear(size, num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * self.head_dim, size, bias=bias)
 
     def forward(
         self,

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .linear import Linear
+
 
 class FeedForward(nn.Module):
     """``down(act(up(x)))``, or ``down(act(gate(x)) · up(x))`` when gated. Maps (B, T, C) to (B, T, C).
@@ -12,9 +14,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, size: int, intermediate_size: int, act: str, gated: bool, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(size, intermediate_size, bias=bias) if gated else None
-        self.up_proj = nn.Linear(size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, size, bias=bias)
+        self.gate_proj = Linear(size, intermediate_size, bias=bias) if gated else None
+        self.up_proj = Linear(size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, size, bias=bias)
         self.act = ACT2FN[act]
         self.dropout = nn.Dropout(dropout)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .int8_modules import Int8Linear
+from .linear import PLAIN
 
 WORTH_ONEDNN = 2**18  # weights in a layer: below, its calls cost more than they save
 WORTH_PACKING = 2**16
@@ -61,10 +62,10 @@ def call_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """An ``nn.Linear`` and nothing derived from it, its weight a plain tensor in fp32 on the CPU."""
+    """A linear layer that is no more than its weight and bias, its weight a plain tensor in fp32 on the CPU."""
     return (
         ONEDNN
-        and type(layer) is nn.Linear
+        and type(layer) in PLAIN
         and type(layer.weight.data) is Tensor
         and layer.weight.dtype == torch.float32
         and layer.weight.device.type == "cpu"

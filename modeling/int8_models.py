@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from .embeddings import TokenEmbedding
 from .int8_arithmetic import quantize_rows
 from .int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen, set_bias
+from .linear import PLAIN, Linear
 
 Matrices = dict[int, tuple[nn.Parameter, nn.Parameter]]  # by the id of what they were made of: what is tied stays tied
 
@@ -80,7 +81,7 @@ def _replace(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | No
 
 
 def _quantized(module: nn.Module, matrices: Matrices) -> nn.Module | None:
-    if type(module) not in (nn.Linear, TokenEmbedding):
+    if type(module) not in (*PLAIN, TokenEmbedding):
         return None
     weight: Any = module.weight
     if id(weight) not in matrices:
@@ -105,7 +106,7 @@ def _dequantized(module: nn.Module, matrices: dict[int, nn.Parameter]) -> nn.Mod
         if isinstance(module, Int8Embedding):
             new = TokenEmbedding(rows, columns, module.scale)
         else:
-            new = nn.Linear(columns, rows, bias=False)
+            new = Linear(columns, rows, bias=False)
             set_bias(new, module.bias if isinstance(module, Int8Linear) else None)
     new.weight = weight
     return new

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from .embeddings import check_ids
+from .linear import Linear
 from .loss import IGNORE_INDEX, head_cross_entropy, token_cross_entropy
 from .padding import shift_right
 
@@ -20,7 +21,7 @@ class LanguageModelingHead(PreTrainedModel):
     def add_head(self) -> None:
         """Tied to an input embedding where the configuration says so."""
         config = self.config
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
         fix_bias(self.lm_head)
         self.loss_type = "ForMaskedLM"  # for who asks model.loss_function: labels here are not to be shifted again
         if config.tie_word_embeddings:

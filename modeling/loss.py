@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import PLAIN, is_worth_onednn, onednn_product
+
 IGNORE_INDEX = -100
 LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in fp32, whatever the vocabulary
 
@@ -63,7 +65,7 @@ def _mean(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None
 def is_plain_linear(head: nn.Module) -> bool:
     """Whether calling ``head`` is no more than its weight and bias say: no adapter, quantisation, hook or sharding."""
     return (
-        type(head) is nn.Linear
+        type(head) in PLAIN
         and type(head.weight) is nn.Parameter
         and "forward" not in vars(head)
         and not (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
@@ -99,7 +101,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_gradient = None if bias is None or not needs_gradient[2] else torch.zeros_like(bias, dtype=wide)
         size = max(1, LOGITS_AT_ONCE // len(weight))
         for part, counts, targets in zip(x.split(size), real.split(size), labels.split(size), strict=True):
-            logits = _wide_product(part, w_wide.T, wide)  # (n, V)
+            logits = _wide_product(part, w_wide, wide)  # (n, V)
             if bias is not None:
                 logits += bias
             if scale != 1:
@@ -151,8 +153,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def _wide_product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
-    """``a @ b``, accumulated and returned in ``wide``."""
-    if a.is_cuda and a.dtype != wide:
-        return torch.mm(a, b, out_dtype=wide)
-    return a.to(wide) @ b
+def _wide_product(x: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
+    """``x Wᵀ``, accumulated and returned in ``wide``."""
+    if x.is_cuda and x.dtype != wide:
+        return torch.mm(x, weight.T, out_dtype=wide)
+    x = x.to(wide)
+    return onednn_product(x, weight) if is_worth_onednn(x, weight) else F.linear(x, weight)

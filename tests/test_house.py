@@ -26,6 +26,7 @@ TIERS = [
     ["base_configuration"],
     ["configuration_dragoman", "configuration_dragoman_recurrent"],
     ["presets"],
+    ["linear"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
     ["packing", "recurrent_attention", "recurrent_layers", "recurrent_state"],
     ["embeddings", "residual", "attention", "padding", "int8_loading"],
