@@ -1,8 +1,8 @@
 """The engines that benchmarks/generate.py compares, each served in a process of its own.
 
-Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or these in int8; BART and T5 have their own of the
-same sizes.
-A worker reads a command a line and answers with a line of JSON.
+Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or these in int8; BART and T5 have their
+own of the same sizes. A worker reads a command a line and answers
+with a line of JSON.
 """
 
 import json

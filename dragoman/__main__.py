@@ -82,10 +82,10 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint on this mac
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A checkpoint on this machine, in safetensors.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint on this machine: safetensors, or CTranslate2.")],
     target: Annotated[Path, typer.Argument(help="A new folder.")],
     to: Annotated[
-        str, typer.Option(help="dragoman, or the model_type of a family: marian, bart, t5, ...")
+        str, typer.Option(help="dragoman; the model_type of a family: marian, bart, t5, ...; or ctranslate2.")
     ] = "dragoman",
 ) -> None:
     """Convert a checkpoint of another family to Dragoman, or back, and compare the two.
@@ -105,7 +105,7 @@ def convert(
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
     print(f"{conversion.source} -> {conversion.target}: {conversion.parameters:,} parameters in {target}")
-    print(conversion.comparison)
+    print(conversion.comparison or "not compared: the engine of CTranslate2 computes it")
 
 
 if __name__ == "__main__":

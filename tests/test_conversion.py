@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from dragoman.conversion import ConversionError, convert_from, convert_to, folde
 from dragoman.conversion.folders import convert_folder
 from dragoman.conversion.probes import ask, compare
 from ladder import assert_same_weights
-from support import build, tiny
+from support import ROOT, build, tiny
 from test_conversion_marian import marian
 
 
@@ -246,6 +248,47 @@ class TestTheCommandLine:
         assert result.exit_code == 1
         assert "do not compute the same" in result.output
         assert not (tmp_path / "target").exists()
+
+
+def test_the_documents_commands_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "conversion.md").read_text("utf-8")
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    marian(vocab_size=97).save_pretrained("opus-mt-en-de")
+    tokenizer = DragomanTokenizer.train(["ab ba", "aa"], vocab_size=300)
+    build(tiny(vocab_size=len(tokenizer))).save_pretrained("mine"), tokenizer.save_pretrained("mine")
+    convert_folder(Path("mine"), Path("engine-model"), "ctranslate2")
+    for commands in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for command in commands.strip().splitlines():
+            result = CliRunner().invoke(app, command.removeprefix("python -m dragoman ").split())
+            assert result.exit_code == 0, (command, result.output)
+        Path("my-model").rename(tempfile.mkdtemp(dir=tmp_path) + "/my-model")  # the next block makes its own
+
+
+class TestTheEngine:
+    """CTranslate2's format by the command; its contents are looked at in test_ctranslate2."""
+
+    def test_out_and_in_again(self, tmp_path: Path) -> None:
+        tokenizer = DragomanTokenizer.train(["ab ba", "aa"], vocab_size=300)
+        model = build(tiny(vocab_size=len(tokenizer), position_encoding="sinusoidal"))
+        model.save_pretrained(tmp_path / "ours"), tokenizer.save_pretrained(tmp_path / "ours")
+        assert convert_folder(tmp_path / "ours", tmp_path / "engine", "ctranslate2").comparison is None
+        assert (tmp_path / "engine" / "model.bin").is_file()
+        result = CliRunner().invoke(app, ["convert", str(tmp_path / "engine"), str(tmp_path / "again")])
+        assert result.exit_code == 0, result.output
+        again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again")
+        torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+        torch.testing.assert_close(convert_from(tmp_path / "engine").state_dict(), model.state_dict(), rtol=0, atol=0)
+        assert AutoTokenizer.from_pretrained(tmp_path / "again")("ab ba") == tokenizer("ab ba")
+
+    def test_what_it_lacks_is_said(self, tmp_path: Path) -> None:
+        tokenizer = DragomanTokenizer.train(["ab"], vocab_size=300)
+        model = build(tiny(vocab_size=len(tokenizer), position_encoding="alibi"))
+        model.save_pretrained(tmp_path / "ours"), tokenizer.save_pretrained(tmp_path / "ours")
+        with pytest.raises(ConversionError, match="the engine has ALiBi in decoders only"):
+            convert_folder(tmp_path / "ours", tmp_path / "engine", "ctranslate2")
+        assert not (tmp_path / "engine").exists()
 
 
 def test_the_probes_see_tokens_and_logits() -> None:

@@ -1,8 +1,10 @@
 """A checkpoint folder converted on disk: weights, generation settings, tokenizer files, and proof in the model card."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +18,14 @@ from ..configuration.configuration_dragoman import DragomanConfig
 from ..model_cards import refresh
 from ..tokenization.tokenization_dragoman import DragomanTokenizer
 from . import convert_from, convert_to
+from .ctranslate2_files import is_ctranslate2_folder
+from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError
 from .probes import Answers, Comparison, ask, compare
 from .registry import FAMILIES
+from .tensors import FolderTensors
 
-OURS = DragomanConfig.model_type
+OURS, ENGINE = DragomanConfig.model_type, "ctranslate2"
 # Not a tokenizer's: what is converted, what describes it, and what could run.
 LEFT_BEHIND = (
     "config.json generation_config.json README.md *.safetensors *.index.json *.bin *.pt *.pth *.h5 *.msgpack *.ot "
@@ -33,7 +38,7 @@ class Conversion:
     source: str  # model_type
     target: str
     parameters: int
-    comparison: Comparison
+    comparison: Comparison | None  # None: the engine of CTranslate2 is compared in the tests
 
 
 def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion:
@@ -48,6 +53,8 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         raise NotADirectoryError(f"{source} is not a folder on this machine.")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a new folder.")
+    if is_ctranslate2_folder(source) or family == ENGINE:
+        return _convert_engine(source, target, family)
     config = AutoConfig.from_pretrained(source, local_files_only=True)
     if (config.model_type == OURS) == (family == OURS):
         what = "a Dragoman model; say to which family it shall go" if family == OURS else "not a Dragoman model"
@@ -66,11 +73,36 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
             raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
         conversion = Conversion(config.model_type, family, parameters, comparison)
         if family == OURS:
-            refresh(stage, target.name, {"conversion": facts_of(conversion)})
+            refresh(stage, target.name, {"conversion": facts_of(config.model_type, comparison)})
         if target.exists():  # and is empty
             target.rmdir()
         stage.replace(target)
     return conversion
+
+
+def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
+    """From CTranslate2's format, or to it."""
+    if family == ENGINE:
+        if find_spec("ctranslate2") is None:
+            raise ConversionError(OURS, ["it takes the engine: pip install ctranslate2"])
+        from .ctranslate2_writer import write_ctranslate2  # it imports the engine
+
+        parameters = sum(math.prod(tensor.shape) for tensor in FolderTensors(source).values())
+        try:
+            write_ctranslate2(source, target)
+        except ValueError as error:
+            raise ConversionError(OURS, [str(error)]) from error
+        return Conversion(OURS, ENGINE, parameters, None)
+    if family != OURS:
+        raise ConversionError(ENGINE, [f"{source} goes to Dragoman first, and from there to {family}"])
+    try:
+        model, tokenizer = read_ctranslate2(source)
+    except ValueError as error:
+        raise ConversionError(ENGINE, [str(error)]) from error
+    model.save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 
 def answers_of(folder: Path, source_size: int, target_size: int) -> Answers:
@@ -99,8 +131,7 @@ def copy_tokenizer(source: Path, stage: Path, model_type: str) -> None:
         (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
 
 
-def facts_of(conversion: Conversion) -> dict[str, Any]:
+def facts_of(source: str, comparison: Comparison) -> dict[str, Any]:
     """For the model card."""
     versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
-    comparison = asdict(conversion.comparison) | {"difference": f"{conversion.comparison.difference:.1e}"}
-    return {"source": conversion.source, **comparison, "versions": versions}
+    return {"source": source, **asdict(comparison), "difference": f"{comparison.difference:.1e}", "versions": versions}
