@@ -34,6 +34,16 @@ class DragomanRecurrentPreTrainedModel(VocabularyResizingMixin, CheckpointSaving
         config.validate()  # it may have been changed since it was made
         super().__init__(config)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As every Dragoman model's, and the weights are read into memory."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # A product of few rows, as a step is, rounds by where its weights lie: in a mapped file, anywhere.
+        for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            if parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -192,7 +202,7 @@ class DragomanRecurrentForConditionalGeneration(
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> Any:
         # Private in transformers, which would make a cache of keys and values.
         if generation_config.cache_implementation is not None:
-            raise ValueError(
+            raise NotImplementedError(
                 f"cache_implementation={generation_config.cache_implementation!r} is for keys and values that grow; a "
                 "recurrent model carries a state of fixed size: leave it out."
             )

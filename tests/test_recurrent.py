@@ -338,7 +338,7 @@ class TestTheState:
         assert len({tuple(row) for row in found.tolist()}) > 4
 
     def test_a_cache_of_keys_and_values_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="carries a state of fixed size"):
+        with pytest.raises(NotImplementedError, match="carries a state of fixed size"):
             recurrent().generate(torch.tensor([[5]]), cache_implementation="static")
 
 
