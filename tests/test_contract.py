@@ -551,7 +551,7 @@ def owners(model: nn.Module) -> list[set[str]]:
 
 class TestSaving:
     @tyings
-    @every_kind
+    @both_models
     @pytest.mark.parametrize("shard", ["20KB", "5GB"])
     def test_round_trip(self, tying: dict[str, Any], kind: str, shard: str, tmp_path: Path) -> None:
         config = configured(kind, **tying)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECURRENT = dragoman.DragomanRecurrentForConditionalGeneration
 CLASSES: Mapping[str, str] = {
     **{name: kind for kind, name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()},
-    RECURRENT.__name__: RECURRENT.config_class.model_type,  # a preset names ours that is not recurrent
+    RECURRENT.__name__: dragoman.DragomanRecurrentConfig.model_type,  # a preset names ours that is not recurrent
 }
 ATTENTIONS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 
