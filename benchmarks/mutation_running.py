@@ -21,7 +21,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 # Most telling first. What looks at the repository itself, at the examples or at the benchmarks is left out.
-SUITE = "parts loss model option_matrix packing saving generation fast_decoding configuration trainer stability".split()
+SUITE = (
+    "parts loss model contract option_matrix packing saving generation fast_decoding configuration trainer stability"
+).split()
 TOKENIZERS = "tokenizer tokenizer_sides trainer configuration".split()
 FIRST = {
     "configuration/file_validation.py": "broken_folders",
@@ -34,18 +36,18 @@ FIRST = {
     "modeling/decoder.py": "option_matrix model generation",
     "modeling/embeddings.py": "model option_matrix",
     "modeling/encoder.py": "model option_matrix",
-    "modeling/encoder_decoder_generation.py": "generation",
-    "modeling/modeling_dragoman_recurrent.py": "recurrent",
-    "modeling/recurrent_attention.py": "recurrent",
-    "modeling/recurrent_decoder.py": "recurrent",
-    "modeling/recurrent_encoder.py": "recurrent",
-    "modeling/recurrent_layers.py": "recurrent",
-    "modeling/recurrent_state.py": "recurrent",
     "modeling/decoding_layer.py": "fast_decoding",
     "modeling/decoding_loops.py": "fast_decoding",
     "modeling/decoding_step.py": "fast_decoding",
     "modeling/few_row_linears.py": "fast_decoding",
-    "modeling/generation_dragoman.py": "generation fast_decoding",
+    "modeling/encoder_decoder_generation.py": "contract generation",
+    "modeling/generation_dragoman.py": "generation fast_decoding contract",
+    "modeling/modeling_dragoman_recurrent.py": "recurrent contract",
+    "modeling/recurrent_attention.py": "recurrent contract",
+    "modeling/recurrent_decoder.py": "recurrent contract",
+    "modeling/recurrent_encoder.py": "recurrent contract",
+    "modeling/recurrent_layers.py": "recurrent contract",
+    "modeling/recurrent_state.py": "recurrent contract",
     "modeling/initialization.py": "saving stability",
     "modeling/int8_arithmetic.py": "quantization",
     "modeling/int8_loading.py": "quantization",
@@ -53,12 +55,12 @@ FIRST = {
     "modeling/int8_modules.py": "quantization",
     "modeling/loss.py": "loss parts",
     "modeling/linear.py": "linear",
-    "modeling/language_modeling_head.py": "model loss saving option_matrix",
+    "modeling/language_modeling_head.py": "contract loss saving option_matrix",
     "modeling/modeling_conditional_generation.py": "model saving option_matrix",
     "modeling/modeling_dragoman.py": "model saving trainer",
     "modeling/packing.py": "packing",
     "modeling/padding.py": "model option_matrix generation packing",
-    "modeling/vocabulary_resizing.py": "saving",
+    "modeling/vocabulary_resizing.py": "contract saving",
     "configuration/configuration_dragoman.py": "configuration saving",
     "configuration/presets.py": "configuration",
     "configuration/validation.py": "configuration",

@@ -1,9 +1,11 @@
 """Recurrent encoder and decoder wired together, without and with a head."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -14,6 +16,7 @@ from .encoder_decoder_generation import EncoderDecoderGenerationMixin
 from .initialization import initialize
 from .language_modeling_head import LanguageModelingHead
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
+from .recurrent_attention import records_attention
 from .recurrent_decoder import RecurrentDecoder
 from .recurrent_encoder import RecurrentEncoder, RecurrentEncoderOutput
 from .recurrent_state import RecurrentState
@@ -33,6 +36,16 @@ class DragomanRecurrentPreTrainedModel(VocabularyResizingMixin, CheckpointSaving
     def __init__(self, config: DragomanRecurrentConfig) -> None:
         config.validate()  # it may have been changed since it was made
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As every Dragoman model's, and the weights are read into memory."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # A product of few rows, as a step is, rounds by where its weights lie: in a mapped file, anywhere.
+        for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            if parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -78,11 +91,13 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
+        output_attentions: bool | Sequence[int] | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqModelOutput:
         """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids."""
-        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        attentions = records_attention(
+            self.config.output_attentions if output_attentions is None else output_attentions
+        )
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         if attention_mask is None and input_ids is not None:
@@ -158,7 +173,7 @@ class DragomanRecurrentForConditionalGeneration(
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
+        output_attentions: bool | Sequence[int] | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
@@ -189,10 +204,17 @@ class DragomanRecurrentForConditionalGeneration(
         )
         return self.apply_head(outputs, labels, num_items_in_batch, logits_to_keep, return_logits)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: Any, generation_mode: GenerationMode, *_: Any, **__: Any
+    ) -> Any:
         # Private in transformers, which would make a cache of keys and values.
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise NotImplementedError(
+                "A recurrent state cannot take back tokens that turn out wrong: leave out assistant_model and "
+                "prompt_lookup_num_tokens."
+            )
         if generation_config.cache_implementation is not None:
-            raise ValueError(
+            raise NotImplementedError(
                 f"cache_implementation={generation_config.cache_implementation!r} is for keys and values that grow; a "
                 "recurrent model carries a state of fixed size: leave it out."
             )

@@ -3,13 +3,22 @@
 B batch, T queries, S keys, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, S, C) → (B, T, S)
+
+
+def records_attention(selection: bool | Sequence[int] | None) -> bool:
+    """Whether to return weights. Raises ValueError for a layer that there is not: a decoder attends once."""
+    if selection is None or isinstance(selection, bool):
+        return bool(selection)
+    if not isinstance(selection, Sequence) or not set(selection) <= {0}:
+        raise ValueError(f"output_attentions takes True, False or [0], not {selection!r}: a decoder attends once.")
+    return len(selection) > 0
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, score: Score) -> tuple[Tensor, Tensor]:
@@ -27,9 +36,9 @@ def dot_score(query: Tensor, keys: Tensor) -> Tensor:
     return query @ keys.transpose(1, 2)
 
 
-def additive_score(query: Tensor, keys: Tensor, vector: Tensor) -> Tensor:
-    """``vᵀ tanh(q + k)``, q and k projected already."""
-    return (query[:, :, None] + keys[:, None]).tanh() @ vector  # (B, T, S, C) · (C)
+def additive_score(query: Tensor, keys: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """``vᵀ tanh(q + k)``, q and k projected already; ``weigh`` is ``vᵀ ·``, (…, C) to (…, 1)."""
+    return weigh((query[:, :, None] + keys[:, None]).tanh())[..., 0]  # (B, T, S, C) to (B, T, S)
 
 
 class RecurrentAttention(nn.Module):
@@ -59,5 +68,5 @@ class RecurrentAttention(nn.Module):
         """Decoder states (B, T, C) to contexts (B, T, C) and weights (B, T, S)."""
         if self.q_proj is None or self.score_vector is None:
             return attend(query, keys, values, mask, dot_score)
-        vector = self.score_vector.weight[0]
-        return attend(self.q_proj(query), keys, values, mask, lambda q, k: additive_score(q, k, vector))
+        weigh = self.score_vector  # as a module, whose weight an adapter may change
+        return attend(self.q_proj(query), keys, values, mask, lambda q, k: additive_score(q, k, weigh))

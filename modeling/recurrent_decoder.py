@@ -94,7 +94,7 @@ class RecurrentDecoder(nn.Module):
         asks_first = self.config.attention == "additive"
         if state.attentional is None:
             state.attentional = torch.zeros_like(x[:, 0])
-        outputs, attended = [], []
+        outputs, contexts, attended = [], [], []
         for t in range(x.shape[1]):
             step = slice(t, t + 1)
             fed = state.attentional[:, None]  # (B, 1, C)
@@ -104,16 +104,20 @@ class RecurrentDecoder(nn.Module):
             here = None if mask is None else mask[:, step]
             states, (hidden, cell) = self.layers(torch.cat([x[:, step], fed], dim=-1), here, (state.hidden, state.cell))
             state.hidden, state.cell = hidden, cell
-            context = fed
-            if not asks_first:
+            if asks_first:
+                contexts.append(fed)
+                outputs.append(states)
+            else:
                 context, weights = self.attention(states, state.keys, state.values, source_mask)
-            output = self._attentional(context, states)
-            if not asks_first:
+                output = self._attentional(context, states)
                 kept = output if here is None else torch.where(here[..., None].ne(0), output, fed)
                 state.attentional = kept[:, 0]
-            outputs.append(output)
+                outputs.append(output)
             attended.append(weights)
-        return torch.cat(outputs, dim=1), torch.cat(attended, dim=1)
+        all_outputs = torch.cat(outputs, dim=1)
+        if asks_first:  # no step waits for what it gives
+            all_outputs = self._attentional(torch.cat(contexts, dim=1), all_outputs)
+        return all_outputs, torch.cat(attended, dim=1)
 
     def _attentional(self, context: Tensor, states: Tensor) -> Tensor:
         """``tanh(W [c, h])``: Luong et al. 2015, equation 5."""

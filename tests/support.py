@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanRecurrentConfig, presets
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,12 @@ def tiny(**overrides: Any) -> DragomanConfig:
         "max_position_embeddings": 64,
     }
     return presets.tiny(**{**sizes, **overrides})
+
+
+def recurrent(**overrides: Any) -> DragomanRecurrentConfig:
+    """A small configuration of the recurrent model, without dropout."""
+    sizes = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2, "dropout": 0.0}
+    return DragomanRecurrentConfig(**{**sizes, **overrides})
 
 
 def configured(options: dict[str, Any], **overrides: Any) -> DragomanConfig:
@@ -75,16 +82,18 @@ def describe(options: dict[str, Any]) -> str:
     return "-".join(str(value) for value in options.values())
 
 
-def build(config: DragomanConfig, seed: int = 0, **kwargs: Any) -> DragomanForConditionalGeneration:
+def build(config: Any, seed: int = 0, **kwargs: Any) -> DragomanForConditionalGeneration:
     """A model with random weights large enough that no attention is uniform, in eval mode.
 
     Norms, biases and tables that start as constants are drawn too.
     """
     torch.manual_seed(seed)
-    model = DragomanForConditionalGeneration._from_config(config, **kwargs)
+    model = AutoModelForSeq2SeqLM.from_config(config, **kwargs)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
+            if isinstance(config, DragomanRecurrentConfig):  # where no norm makes states this large
+                parameter.normal_(std=0.6)
+            elif parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "position_bias" in name:
                 parameter.copy_(torch.randn_like(parameter))
@@ -96,7 +105,7 @@ def build(config: DragomanConfig, seed: int = 0, **kwargs: Any) -> DragomanForCo
 
 
 def batch(
-    config: DragomanConfig, seed: int = 1, sizes: tuple[tuple[int, int], ...] = ((9, 4), (5, 7), (1, 1), (7, 6))
+    config: Any, seed: int = 1, sizes: tuple[tuple[int, int], ...] = ((9, 4), (5, 7), (1, 1), (7, 6))
 ) -> dict[str, Tensor]:
     """A right-padded batch, source and target lengths all different."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman.modeling import decoder, encoder, packing
+from dragoman.modeling import decoder, encoder, modeling_dragoman_recurrent, packing, recurrent_layers
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer
 from typer.testing import CliRunner
@@ -48,6 +48,66 @@ def test_ours_pass(preset: str, scheme: str) -> None:
     verdicts = [judge(alone(preset, position_encoding=scheme), number) for number in QUICK]
     assert [v for v in verdicts if v.status == "FAIL"] == []
     assert {v.number for v in verdicts if v.status == "not offered"} == set()
+
+
+RECURRENT: list[dict[str, Any]] = [
+    {"attention": "none"},
+    {"attention": "additive"},
+    {"attention": "dot", "cell": "lstm"},
+    {"attention": "general", "input_feeding": True},
+    {"attention": "concat", "cell": "lstm", "bidirectional": False, "num_hidden_layers": 1},
+]
+
+
+@pytest.mark.parametrize("options", RECURRENT, ids=lambda options: options["attention"])
+def test_recurrent_models_pass(options: dict[str, Any]) -> None:
+    """What they do not have is said."""
+    verdicts = {number: judge(alone("dragoman_recurrent", **options), number) for number in QUICK}
+    assert [v for v in verdicts.values() if v.status == "FAIL"] == []
+    notes = {v.number: v.note for v in verdicts.values() if v.status == "not offered"}
+    assert notes.keys() == {5, 8}
+    assert notes[5] == "no packed path"
+    assert ("it attends to nothing" if options["attention"] == "none" else "sdpa (its class refuses it)") in notes[8]
+    assert "without greedy, static cache (cache_implementation='static' is for keys and values" in verdicts[6].note
+
+
+@pytest.mark.parametrize("options", [RECURRENT[1], *(pytest.param(o, marks=pytest.mark.slow) for o in RECURRENT[2:])])
+def test_recurrent_models_train_and_evaluate_exactly(options: dict[str, Any]) -> None:
+    for number in (1, 12):
+        verdict = judge(alone("dragoman_recurrent", **options), number)
+        assert verdict.status == "pass", verdict.note
+
+
+def test_a_recurrent_folder(tmp_path: Path) -> None:
+    config = dragoman.DragomanRecurrentConfig(vocab_size=40, hidden_size=32, dropout=0.3, initializer_range=0.5)
+    dragoman.DragomanRecurrentForConditionalGeneration(config).save_pretrained(tmp_path)
+    subject = find_subject(str(tmp_path))
+    assert subject.ours
+    assert red(dataclasses.replace(subject, overrides=None)) == {}
+
+
+def states_of_the_last_column(patch: Patch) -> None:
+    """Where a row is shorter, its state is read off its padding."""
+    forward = recurrent_layers.RecurrentLayers.forward
+
+    def careless(self: Any, x: Tensor, mask: Any = None, state: Any = None) -> Any:
+        return forward(self, x, None, state)
+
+    patch.setattr(recurrent_layers.RecurrentLayers, "forward", careless)
+
+
+def weights_left_out(patch: Patch) -> None:
+    patch.setattr(modeling_dragoman_recurrent, "records_attention", lambda selection: False)
+
+
+@pytest.mark.parametrize(
+    ("plant", "lines"),
+    [(states_of_the_last_column, {2, 3, 4, 6, 11}), (weights_left_out, {8})],
+    ids=["states of the last column", "weights left out"],
+)
+def test_a_fault_of_a_recurrent_model(plant: Callable[[Patch], None], lines: set[int], monkeypatch: Patch) -> None:
+    plant(monkeypatch)
+    assert set(red(alone("dragoman_recurrent"))) == lines
 
 
 @pytest.mark.parametrize(("preset", "scheme"), [OURS[0], *(pytest.param(*o, marks=pytest.mark.slow) for o in OURS[1:])])
@@ -387,6 +447,8 @@ class TestSubjects:
             ("BartForConditionalGenration", {}, "Did you mean BartForConditionalGeneration"),
             ("bart", {"d_modle": 8}, r"BartConfig has no field 'd_modle'\. Did you mean d_model"),
             ("tiny", {"positions": 1}, "has no field 'positions'"),
+            ("dragoman_recurrent", {"atention": "dot"}, r"no field 'atention'\. Did you mean attention"),
+            ("dragoman_recurrent", {"attention": "dott"}, "attention"),
             ("tiny", {"position_encoding": "rotatory"}, "position_encoding"),
             ("qwen2_audio", {}, "no encoder-decoder"),
         ],

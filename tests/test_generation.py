@@ -8,9 +8,7 @@ import torch
 from dragoman.modeling import generation_dragoman
 from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
-from transformers.generation.streamers import BaseStreamer
 
 from dragoman import DragomanForConditionalGeneration
 from support import SCHEMES, batch, build, tiny
@@ -38,26 +36,6 @@ def varied(ids: Tensor) -> bool:
     """Rows differ from each other, and half of a row's tokens from each other."""
     rows = [[token for token in row if token not in (0, 1, 2)] for row in ids.tolist()]
     return len(set(map(tuple, rows))) == len(rows) and all(row and len(set(row)) >= len(row) / 2 for row in rows)
-
-
-MODES = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "top_k": 7},
-    "beam": {"num_beams": 3},
-    "beam sampling": {"num_beams": 3, "do_sample": True},
-    "n-best": {"num_beams": 4, "num_return_sequences": 3},
-    "samples": {"do_sample": True, "num_return_sequences": 3},
-}
-modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
-
-
-@modes
-def test_cached_equals_uncached(mode: dict[str, Any]) -> None:
-    model, inputs = model_and_source()
-    expected = generate(model, inputs, use_cache=False, **mode)
-    assert varied(expected) or "num_return_sequences" in mode
-    assert generate(model, inputs, **mode).tolist() == expected.tolist()
-    assert len(expected) == 4 * mode.get("num_return_sequences", 1)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -103,23 +81,6 @@ def test_beams_leave_the_source_where_it_is(cache: str, monkeypatch: pytest.Monk
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
 
 
-def test_the_source_matters() -> None:
-    model, inputs = model_and_source()
-    other = {**inputs, "input_ids": (inputs["input_ids"] + 1).clamp(max=28) * inputs["attention_mask"]}
-    assert generate(model, inputs).tolist() != generate(model, other).tolist()
-
-
-@modes
-def test_encoder_outputs_are_left_as_they_were(mode: dict[str, Any]) -> None:
-    model, inputs = model_and_source()
-    states = model.get_encoder()(**inputs)
-    before = states.last_hidden_state.clone()
-    expected = generate(model, inputs, **mode)
-    found = generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states, **mode)
-    assert found.tolist() == expected.tolist()
-    torch.testing.assert_close(states.last_hidden_state, before, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_embeddings_alone_drive_the_encoder(mode: dict[str, Any]) -> None:
     """As for speech: feature sequences much longer than the target, with their mask and nothing else."""
@@ -158,38 +119,6 @@ def test_ragged_prefixes(mode: dict[str, Any], scheme: str, cache: str) -> None:
         assert alone[0, : len(prefix)].tolist() == prefix
         row = found[i, 4 - len(prefix) :].tolist()
         assert row[: alone.shape[1]] == alone[0].tolist()
-
-
-def test_forced_bos_and_start_per_row() -> None:
-    model, inputs = model_and_source()
-    assert (generate(model, inputs, forced_bos_token_id=17)[:, 1] == 17).all()
-    found = generate(model, inputs, decoder_start_token_id=[[11], [12], [13], [14]])
-    assert found[:, 0].tolist() == [11, 12, 13, 14]
-
-
-@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
-def test_transition_scores_are_log_probabilities(mode: dict[str, Any]) -> None:
-    """With unequal vocabularies; recomputed by one teacher-forced pass."""
-    model, inputs = model_and_source()
-    kwargs = {
-        "no_repeat_ngram_size": 0,
-        "suppress_tokens": None,
-        "output_scores": True,
-        "return_dict_in_generate": True,
-        "renormalize_logits": True,
-    }
-    outputs = generate(model, inputs, **kwargs, **mode)
-    scores = model.compute_transition_scores(
-        outputs.sequences, outputs.scores, getattr(outputs, "beam_indices", None), normalize_logits=not mode
-    )
-    logits = model(**inputs, decoder_input_ids=outputs.sequences).logits.float().log_softmax(-1)  # as generate does
-    expected = logits[:, :-1].gather(2, outputs.sequences[:, 1:, None])[..., 0]
-    ended = (outputs.sequences[:, 1:] == model.config.eos_token_id).cumsum(1)
-    real = (ended - (outputs.sequences[:, 1:] == model.config.eos_token_id).long()) == 0
-    torch.testing.assert_close(scores[real], expected[real])
-    if mode:
-        lengths = real.sum(1)
-        torch.testing.assert_close(outputs.sequences_scores, (expected * real).sum(1) / lengths)
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
@@ -240,53 +169,6 @@ def test_speculative_modes_equal_greedy() -> None:
     assert generate(model, source, assistant_model=assistant, **plain).tolist() == expected
 
 
-def test_hooks_of_the_caller() -> None:
-    model, inputs = model_and_source()
-
-    class Never(LogitsProcessor):
-        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-            return scores.index_fill(1, banned, -float("inf"))
-
-    class At(StoppingCriteria):
-        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-            return torch.full((len(input_ids),), input_ids.shape[1] >= 5)
-
-    class Collect(BaseStreamer):
-        def __init__(self) -> None:
-            self.values: list[int] = []
-            self.ended = False
-
-        def put(self, value: Tensor) -> None:
-            self.values += value.flatten().tolist()
-
-        def end(self) -> None:
-            self.ended = True
-
-    banned = generate(model, inputs)[:, 1].unique()
-    found = generate(model, inputs, logits_processor=LogitsProcessorList([Never()]))
-    assert not torch.isin(found[:, 1], banned).any()
-    assert generate(model, inputs, stopping_criteria=StoppingCriteriaList([At()])).shape[1] == 5
-    streamer = Collect()
-    one = {"input_ids": inputs["input_ids"][:1]}
-    assert streamer.values == []
-    assert generate(model, one, streamer=streamer)[0].tolist() == streamer.values
-    assert streamer.ended
-
-
-def test_continuous_batching_raises_instead_of_returning_the_prompt() -> None:
-    model, inputs = model_and_source()
-    with pytest.raises(NotImplementedError, match="no continuous batching"):
-        model.generate(**inputs, cache_implementation="paged")
-    with pytest.raises(NotImplementedError, match="no continuous batching"):
-        model.generate(**inputs, generation_config=GenerationConfig(cache_implementation="paged"))
-    with pytest.raises(NotImplementedError, match="no early exit"):
-        model.generate(**inputs, assistant_early_exit=1)
-    with pytest.raises(NotImplementedError, match="no continuous batching"):
-        model.generate_batch([[4, 5]])
-    with pytest.raises(NotImplementedError, match="no continuous batching"):
-        model.init_continuous_batching()
-
-
 def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
     model, inputs = model_and_source()
     model.gradient_checkpointing_enable()
@@ -303,21 +185,6 @@ def test_more_decoder_layers_than_encoder_layers() -> None:
             generate(model, inputs, cache_implementation=cache).tolist()
             == generate(model, inputs, use_cache=False).tolist()
         )
-
-
-@modes
-def test_tuple_encoder_outputs(mode: dict[str, Any]) -> None:
-    model, inputs = model_and_source()
-    states = (model.get_encoder()(**inputs).last_hidden_state,)
-    found = generate(model, {"attention_mask": inputs["attention_mask"]}, encoder_outputs=states, **mode)
-    assert found.tolist() == generate(model, inputs, **mode).tolist()
-
-
-def test_padding_before_every_row_is_dropped() -> None:
-    model, inputs = model_and_source()
-    source = {"input_ids": inputs["input_ids"][:1]}
-    expected = generate(model, source, decoder_input_ids=torch.tensor([[1, 5]]))
-    assert generate(model, source, decoder_input_ids=torch.tensor([[0, 0, 1, 5]])).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -19,9 +19,16 @@ import pytest
 import torch
 
 import loading_process
-from dragoman import DragomanConfig, DragomanEncoderModel, DragomanModel, DragomanTokenizer
+from dragoman import (
+    DragomanConfig,
+    DragomanEncoderModel,
+    DragomanModel,
+    DragomanRecurrentConfig,
+    DragomanRecurrentModel,
+    DragomanTokenizer,
+)
 from dragoman.hub import NOTE, SETTING
-from support import build, tiny
+from support import build, recurrent, tiny
 
 ALL = ["config", "seq2seq", "base", "encoder", "tokenizer"]
 # Folder: who saved it in what order, and what can be loaded from it.
@@ -32,12 +39,15 @@ FOLDERS = {
     "one-base": ("model", ["config", "base", "encoder"]),
     "two-encoder": ("model", ["config", "encoder"]),
     "half-sharded": ("sharded+tokenizer", ALL[1:]),
+    "recurrent-model-first": ("model+tokenizer", [name for name in ALL if name != "encoder"]),
+    "recurrent-base": ("model", ["config", "base"]),
     "two-config": ("config", ["config"]),
     "one-tokenizer": ("tokenizer", ["tokenizer"]),
     "two-tokenizer": ("tokenizer", ["tokenizer"]),
 }
 WITHOUT_CODE = "one-model-first"
 AGAIN = {"one-model-first": "tokenizer+model", "two-tokenizer-first": "trainer", "two-trainer": "model+tokenizer"}
+AGAIN |= {"recurrent-model-first": "tokenizer+model"}
 MODES = "abcd"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks of one")
@@ -60,6 +70,12 @@ def originals() -> dict[str, dict[str, Any]]:
         dtype = torch.bfloat16 if name == "half" else torch.float32
         models = {"seq2seq": model.to(dtype), "base": base.to(dtype), "encoder": encoder.to(dtype)}
         made[name] = {"config": config, **models, "tokenizer": tokenizer}
+    tokenizer = made["one"]["tokenizer"]
+    config = DragomanRecurrentConfig.from_tokenizer(tokenizer, preset=recurrent())
+    model = build(config)
+    base = DragomanRecurrentModel(config).eval()
+    base.load_state_dict(model.model.state_dict())
+    made["recurrent"] = {"config": config, "seq2seq": model, "base": base, "tokenizer": tokenizer}
     return made
 
 

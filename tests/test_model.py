@@ -64,16 +64,6 @@ def test_relative_schemes_know_distances_only(scheme: str) -> None:
         assert (relative_error(model(**inputs, **stretched).logits, logits) > 1e-3) == (scheme != "none")
 
 
-def test_padding_is_masked_without_a_mask() -> None:
-    model, inputs = build(tiny()).double(), batch(tiny())
-    expected = model(**inputs)
-    del inputs["attention_mask"]
-    torch.testing.assert_close(model(**inputs).logits, expected.logits)
-    encoder = model.get_encoder()
-    torch.testing.assert_close(encoder(inputs["input_ids"]).last_hidden_state, expected.encoder_last_hidden_state)
-    assert isinstance(encoder(inputs["input_ids"], return_dict=False), tuple)
-
-
 def test_holes_in_the_mask_do_not_count() -> None:
     """Positions count tokens, not columns: a masked token in the middle is as if it were not there."""
     for scheme in SCHEMES:
@@ -139,16 +129,6 @@ def test_encoder_outputs_and_embeddings_replace_ids() -> None:
     torch.testing.assert_close(model(inputs_embeds=embeds, attention_mask=mask, labels=labels).logits, expected)
 
 
-def test_a_decoder_input_of_the_callers_is_taken_with_labels_too() -> None:
-    model, inputs = build(tiny()).double(), batch(tiny())
-    labels, ids = inputs.pop("labels"), torch.full((4, 7), 9)
-    ids[:, 3:] = 5
-    expected = model(**inputs, decoder_input_ids=ids).logits
-    torch.testing.assert_close(model(**inputs, decoder_input_ids=ids, labels=labels).logits, expected)
-    embeds = model.get_decoder().embed_tokens(ids)
-    torch.testing.assert_close(model(**inputs, decoder_inputs_embeds=embeds, labels=labels).logits, expected)
-
-
 def test_encoder_model_is_the_encoder(tmp_path: Any) -> None:
     config = tiny(source_vocab_size=29, share_embeddings=False)
     model, inputs = build(config), batch(config)
@@ -172,57 +152,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool, recwar
     assert not [w for w in recwarn if "cache" in str(w.message)]
 
 
-def test_no_cache_while_training() -> None:
-    model, inputs = build(tiny()), batch(tiny())
-    assert model(**inputs).past_key_values is None
-    inputs["decoder_input_ids"] = inputs.pop("labels").clamp(min=0)
-    assert model.train()(**inputs).past_key_values is None
-    assert model.eval()(**inputs).past_key_values is not None
-    model.config.use_cache = False
-    assert model(**inputs).past_key_values is None
-
-
-def test_smoothing_in_training_only() -> None:
-    config = tiny(label_smoothing=0.2)
-    model, inputs = build(config).double(), batch(config)
-    plain = build(tiny()).double()(**inputs).loss
-    torch.testing.assert_close(model(**inputs).loss, plain)
-    logits, labels = model(**inputs).logits, inputs["labels"]
-    log_probs = logits.log_softmax(-1)[labels != -100]
-    spread = -log_probs.mean(-1).mean()
-    torch.testing.assert_close(model.train()(**inputs).loss, 0.8 * plain + 0.2 * spread)
-
-
-def test_loss_counts_the_tokens_of_the_whole_step() -> None:
-    """Micro-batches with uneven targets add up to the unsplit batch, in loss and in gradient."""
-    model, inputs = build(tiny()).double(), batch(tiny())
-    total = int((inputs["labels"] != -100).sum())
-    whole = gradients(model, **inputs)
-    model.zero_grad(set_to_none=True)
-    loss = torch.zeros((), dtype=torch.double)
-    for rows in (slice(0, 1), slice(1, 4)):
-        part = model(**{name: value[rows] for name, value in inputs.items()}, num_items_in_batch=total).loss
-        part.backward()
-        loss = loss + part.detach()
-    torch.testing.assert_close(loss, model(**inputs).loss)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, whole[name], msg=name)
-    labels = torch.full_like(inputs["labels"], -100)
-    for count in (None, 0, torch.tensor(0)):  # nothing to learn, and no NaN
-        assert model(**{**inputs, "labels": labels}, num_items_in_batch=count).loss == 0
-
-
-def test_logits_to_keep() -> None:
-    model, inputs = build(tiny()), batch(tiny())
-    inputs["decoder_input_ids"] = inputs.pop("labels").clamp(min=0)
-    logits = model(**inputs).logits
-    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
-    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
-    with pytest.raises(ValueError, match="leave logits_to_keep out"):
-        model(**batch(tiny()), logits_to_keep=2)
-    assert isinstance(model(**inputs, return_dict=False), tuple)
-
-
 def test_tuples_where_the_configuration_asks_for_them() -> None:
     for model_class in (DragomanForConditionalGeneration, DragomanModel, DragomanEncoderModel):
         model, inputs = model_class(tiny()).eval(), batch(tiny())
@@ -236,26 +165,6 @@ def test_tuples_where_the_configuration_asks_for_them() -> None:
         assert type(found) is tuple
         assert len(found) == len(expected)
         torch.testing.assert_close(found[0], expected[0])
-
-
-def test_logits_where_they_are_wanted() -> None:
-    model, inputs = build(tiny(label_smoothing=0.1, logits_scale=0.4, logits_bias=True)), batch(tiny())
-    without_labels = {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(inputs["labels"])}
-    del without_labels["labels"]
-    expected = model(**without_labels).logits
-    for train in (False, True):
-        model.train(train)
-        losses = []
-        for asked, given in ((None, not train), (False, False), (True, True)):
-            outputs = model(**inputs, return_logits=asked)
-            losses.append(outputs.loss)
-            assert (outputs.logits is not None) == given
-            if given:
-                torch.testing.assert_close(outputs.logits, expected)
-        torch.testing.assert_close(losses[1], losses[0])
-        torch.testing.assert_close(losses[2], losses[0])
-        torch.testing.assert_close(model(**without_labels).logits, expected)  # the Trainer took the labels away
-        assert model(**without_labels, return_logits=False).logits is None
 
 
 @pytest.mark.parametrize("field", [{"logits_bias": True}, {"logits_scale": 0.3}, {"attention_scale": 1.0}])
@@ -328,13 +237,6 @@ def test_dropouts_act_in_training_only() -> None:
 
 
 class TestClearErrors:
-    @pytest.mark.parametrize(("name", "value"), [("input_ids", 37), ("input_ids", -1), ("labels", 40), ("labels", -7)])
-    def test_id_outside_the_vocabulary(self, name: str, value: int) -> None:
-        model, inputs = build(tiny()), batch(tiny())
-        inputs[name][0, 0] = value
-        with pytest.raises(IndexError, match=rf"{value} is outside the vocabulary of 37"):
-            model(**inputs)
-
     @pytest.mark.parametrize("scheme", ["sinusoidal", "learned"])
     def test_longer_than_the_table(self, scheme: str) -> None:
         config = tiny(position_encoding=scheme, max_position_embeddings=8)
@@ -391,16 +293,6 @@ class TestClearErrors:
         model.set_attn_implementation("careless")
         with pytest.raises(NotImplementedError, match="'careless' would drop the bias of position_encoding='alibi'"):
             model(**inputs)
-
-    def test_nothing_to_decode(self) -> None:
-        with pytest.raises(ValueError, match="decoder_input_ids"):
-            build(tiny())(input_ids=torch.tensor([[4]]))
-        with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
-            build(tiny())(labels=torch.tensor([[4]]))
-
-    def test_unknown_argument(self) -> None:
-        with pytest.raises(TypeError, match="cu_seq_lens_q"):
-            build(tiny())(input_ids=torch.tensor([[4]]), labels=torch.tensor([[4]]), cu_seq_lens_q=None)
 
     def test_flash_attention_with_a_bias(self) -> None:
         for scheme in ("alibi", "relative"):

@@ -14,123 +14,17 @@ import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
-    DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
 )
-from transformers.utils.generic import find_labels
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, DragomanTrainer
-from support import batch, build, gradients, relative_error, tiny
-
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+from dragoman import DragomanConfig, DragomanRecurrentConfig, DragomanTokenizer, DragomanTrainer
+from support import batch, build, gradients, recurrent, relative_error, tiny
+from trainers import likelihood, logged, rows, trainer, word_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> DragomanTokenizer:
-    return DragomanTokenizer.train(WORDS, algorithm="char", byte_fallback=False, vocab_size=40)
-
-
-def rows(tokenizer: DragomanTokenizer, count: int = 32) -> list[dict[str, list[int]]]:
-    """Word sequences of uneven lengths and their reversals, of other lengths."""
-    chosen = [[WORDS[(i * 7 + j * 3) % 10] for j in range(1 + i % 4)] for i in range(count)]
-    encoded = tokenizer([" ".join(words) for words in chosen], text_target=[words[-1][::-1] for words in chosen])
-    return [{name: encoded[name][i] for name in ("input_ids", "attention_mask", "labels")} for i in range(count)]
-
-
-def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arguments: Any) -> Seq2SeqTrainer:
-    if model is None:
-        torch.manual_seed(0)
-        model = DragomanForConditionalGeneration(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1)))
-    collator = arguments.pop("collator", None) or DataCollatorForSeq2Seq(tokenizer, model=model)
-    trainer_class, metrics = arguments.pop("trainer_class", Seq2SeqTrainer), arguments.pop("compute_metrics", None)
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "learning_rate": 3e-3,
-        "max_steps": 6,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-    }
-    return trainer_class(
-        model=model,
-        args=Seq2SeqTrainingArguments(output_dir=str(folder), **{**defaults, **arguments}),
-        data_collator=collator,
-        train_dataset=rows(tokenizer),
-        eval_dataset=rows(tokenizer, 11),
-        processing_class=tokenizer,
-        compute_metrics=metrics,
-    )
-
-
-def logged(run: Seq2SeqTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in run.state.log_history if name in entry]
-
-
-def test_accumulation_changes_neither_loss_nor_gradient(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
-    runs = {}
-    for size, steps in ((16, 1), (4, 4), (2, 8)):
-        torch.manual_seed(0)
-        model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
-        run = trainer(
-            tokenizer, tmp_path, model, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=3
-        )
-        run.train()
-        runs[size] = (logged(run, "loss"), logged(run, "grad_norm"))
-    for size in (4, 2):
-        np.testing.assert_allclose(runs[size][0], runs[16][0], rtol=2e-4)  # logged to four digits
-        np.testing.assert_allclose(runs[size][1], runs[16][1], rtol=1e-3)
-
-
-def test_evaluation_and_prediction(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
-    run = trainer(tokenizer, tmp_path, predict_with_generate=True, per_device_eval_batch_size=4)
-    run.model.generation_config.max_length = 9
-    run.train()
-    assert logged(run, "loss")[-1] < logged(run, "loss")[0]
-    assert 0 < run.evaluate()["eval_loss"] < 10
-    output = run.predict(run.eval_dataset)
-    assert output.predictions.shape == (11, 9)
-    run.args.predict_with_generate = False
-    output = run.predict(run.eval_dataset)
-    assert output.predictions.shape[::2] == (11, run.model.config.vocab_size)  # logits alone, no states gathered
-    assert find_labels(type(run.model)) == ["labels"]
-
-
-def likelihood(model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer) -> float:
-    """Mean −log p of the evaluation set's target tokens, one row at a time."""
-    total, tokens = 0.0, 0
-    for row in rows(tokenizer, 11):
-        loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
-        total, tokens = total + loss.item() * len(row["labels"]), tokens + len(row["labels"])
-    return total / tokens
-
-
-EVALUATIONS = [{}, {"label_smoothing_factor": 0.2}, {"predict_with_generate": True}]
-
-
-@pytest.mark.parametrize("arguments", EVALUATIONS, ids=lambda a: next(iter(a), "plain"))
-def test_evaluation_is_exact(arguments: dict[str, Any], tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
-    """For every batch size, without logits; the stock trainer's moves with it."""
-    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(label_smoothing=0.1)))
-    model.generation_config.max_length = 9
-    expected, asked, stock = likelihood(model, tokenizer), [], set()
-    model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs.get("return_logits")), with_kwargs=True)
-    if "predict_with_generate" in arguments:
-        arguments = {**arguments, "compute_metrics": lambda p: {"columns": p.predictions.shape[1]}}
-    for size in (1, 3, 4, 16):
-        sized = {**arguments, "per_device_eval_batch_size": size}
-        asked.clear()
-        run = trainer(tokenizer, tmp_path, model, trainer_class=DragomanTrainer, **sized)
-        metrics = run.evaluate(metric_key_prefix="valid")
-        assert metrics["valid_loss"] == pytest.approx(expected, rel=1e-6)
-        assert metrics.get("valid_columns") == (9 if "predict_with_generate" in arguments else None)
-        assert asked.count(False) == -(-11 // size)
-        assert run.label_smoother is None or "label_smoothing_factor" in arguments
-        stock.add(round(trainer(tokenizer, tmp_path, model, **sized).evaluate()["eval_loss"] / expected, 3))
-    assert len(stock) > 1
+    return word_tokenizer()
 
 
 def test_rows_repeated_to_fill_the_last_batch_do_not_count(
@@ -175,7 +69,9 @@ def test_training_is_the_stock_trainers(tokenizer: DragomanTokenizer, tmp_path: 
     """In any encoder-decoder; also with an evaluation in the middle."""
     bart = BartConfig(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16)
     bart.update({"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2})
-    for config in (bart, DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1))):
+    ours = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1))
+    older = DragomanRecurrentConfig.from_tokenizer(tokenizer, preset=recurrent(dropout=0.1))
+    for config in (bart, ours, older):
         found = []
         for trainer_class in (Seq2SeqTrainer, DragomanTrainer):
             torch.manual_seed(0)
@@ -186,46 +82,6 @@ def test_training_is_the_stock_trainers(tokenizer: DragomanTokenizer, tmp_path: 
             found.append((logged(run, "loss"), logged(run, "grad_norm")))
             assert len(logged(run, "eval_loss")) == 3  # the last step too
         assert found[0] == found[1]
-
-
-def test_trainers_label_smoothing_equals_ours(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
-    losses = []
-    for arguments, smoothing in (({"label_smoothing_factor": 0.2}, 0.0), ({}, 0.2)):
-        config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(), label_smoothing=smoothing)
-        run = trainer(tokenizer, tmp_path, build(config), max_steps=2, **arguments)
-        run.train()
-        losses.append(logged(run, "loss"))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
-    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
-    collator = DataCollatorForSeq2Seq(tokenizer)  # without model=: nobody makes the decoder's input
-    with pytest.raises(ValueError, match=r"DataCollatorForSeq2Seq\(tokenizer, model=model\)"):
-        trainer(tokenizer, tmp_path, model, collator=collator, label_smoothing_factor=0.2).train()
-
-
-def test_resuming_equals_never_having_stopped(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
-    saving = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
-    whole = trainer(tokenizer, tmp_path / "whole", **saving)
-    whole.train()
-    stopped = trainer(tokenizer, tmp_path / "stopped", **saving)
-    stopped.add_callback(StopAt(4))
-    stopped.train()
-    torch.manual_seed(123)
-    resumed = trainer(tokenizer, tmp_path / "stopped", **saving)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 8
-    for (name, found), (_, expected) in zip(
-        resumed.model.named_parameters(), whole.model.named_parameters(), strict=True
-    ):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
-    assert resumed.model.lm_head.weight is resumed.model.get_input_embeddings().weight
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
 
 
 @pytest.mark.parametrize(
@@ -271,7 +127,7 @@ DISTRIBUTED = """
 import sys, torch
 sys.path[:0] = [sys.argv[1]]
 from test_trainer import *
-tokenizer = DragomanTokenizer.train(WORDS, algorithm="char", byte_fallback=False, vocab_size=40)
+tokenizer = word_tokenizer()
 model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
 size = 16 // int(sys.argv[3])
 run = trainer(tokenizer, sys.argv[2], model, per_device_train_batch_size=size, max_steps=3, use_cpu=True,

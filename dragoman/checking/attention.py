@@ -14,7 +14,6 @@ from .decoding import banned_tokens
 from .subjects import Subject
 from .verdicts import Evidence
 
-KINDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 LENGTH = 5
 BEAMS = 3
 
@@ -25,6 +24,8 @@ Results = dict[str, Result]  # by mode
 
 def check_attention(subject: Subject, evidence: Evidence) -> None:
     """eager = sdpa = flex (= flash on a GPU), in logits, weights and tokens; weights for every layer, never empty."""
+    if not subject.attentions:
+        raise NotImplementedError("it attends to nothing")
     batch = collate(subject, draw_pairs(subject))
     eager = subject.build("eager")
     reference = run(subject, eager, batch)
@@ -67,7 +68,7 @@ def offered(subject: Subject, implementation: str) -> Any:
 def run(subject: Subject, model: Any, batch: Batch) -> Results:
     """Logits or tokens, with attention weights, from one pass and from greedy and beam search."""
     output = model(**batch.teacher_forced(use_cache=False, output_attentions=True))
-    results: Results = {"forward": (output.logits, {kind: list(output.get(kind) or ()) for kind in KINDS})}
+    results: Results = {"forward": (output.logits, weights_of(subject, output))}
     for beams in (1, BEAMS):
         generated = model.generate(
             **batch.inputs(num_beams=beams, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False),
@@ -76,12 +77,16 @@ def run(subject: Subject, model: Any, batch: Batch) -> Results:
             return_dict_in_generate=True,
         )
         weights: Weights = {}
-        for kind in KINDS:
+        for kind in subject.attentions:
             steps = generated.get(kind) or ()
             nested = kind != "encoder_attentions"
             weights[kind] = [layer for step in steps for layer in step or ()] if nested else list(steps)
         results[f"{beams} beams" if beams > 1 else "greedy"] = generated.sequences, weights
     return results
+
+
+def weights_of(subject: Subject, output: Any) -> Weights:
+    return {kind: list(output.get(kind) or ()) for kind in subject.attentions}
 
 
 def check_presence(evidence: Evidence, implementation: str, results: Results) -> None:
@@ -127,16 +132,16 @@ def check_flash(subject: Subject, evidence: Evidence, batch: Batch) -> None:
         raise NotImplementedError("no CUDA GPU")
     if not is_flash_attn_2_available():
         raise NotImplementedError("the kernel is not installed")
-    expected, _ = run_on_gpu(subject.build("eager"), batch)
-    found, weights = run_on_gpu(offered(subject, "flash_attention_2"), batch)
+    expected, _ = run_on_gpu(subject, subject.build("eager"), batch)
+    found, weights = run_on_gpu(subject, offered(subject, "flash_attention_2"), batch)
     evidence.compare("flash_attention_2 logits", found, expected, "half")
     check_presence(evidence, "flash_attention_2", {"forward": (found, weights)})
 
 
 @torch.no_grad()
-def run_on_gpu(model: Any, batch: Batch) -> tuple[Tensor, Weights]:
+def run_on_gpu(subject: Subject, model: Any, batch: Batch) -> tuple[Tensor, Weights]:
     model = model.to("cuda", torch.bfloat16)
     inputs = {name: ids.cuda() for name, ids in batch.teacher_forced().items()}
     output = model(**inputs, use_cache=False, output_attentions=True)
     logits = output.logits.float().cpu()[batch.target_mask.bool()]
-    return logits, {kind: list(output.get(kind) or ()) for kind in KINDS}
+    return logits, weights_of(subject, output)

@@ -22,7 +22,12 @@ from .weights import draw_weights
 if TYPE_CHECKING:
     from .processes import Results
 
-CLASSES: Mapping[str, str] = {name: kind for kind, name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()}
+RECURRENT = dragoman.DragomanRecurrentForConditionalGeneration
+CLASSES: Mapping[str, str] = {
+    **{name: kind for kind, name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()},
+    RECURRENT.__name__: dragoman.DragomanRecurrentConfig.model_type,  # a preset names ours that is not recurrent
+}
+ATTENTIONS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,7 @@ class Subject:
     start: int | None  # None: a row starts with its own last token, as in mBART
     special: frozenset[int]
     overrides: Mapping[str, Any] | None = None  # with the name, what another process builds it from; None: it cannot
+    attentions: tuple[str, ...] = ATTENTIONS  # those that it has weights of
     ours: bool = False
     forward_only: bool = False  # no loss, generate() or save_pretrained() of its own
     small: bool = True  # of test size: fastest on one thread
@@ -128,8 +134,16 @@ def subject_of(name: str, config: PreTrainedConfig, folder: str | None, override
         special=special_tokens(config, model.generation_config) | ({start} if start is not None else set()),
         overrides=overrides,
         small=folder is None,
-        ours=isinstance(model, dragoman.DragomanForConditionalGeneration),
+        attentions=attentions_of(model),
+        ours=isinstance(model, dragoman.DragomanForConditionalGeneration | RECURRENT),
     )
+
+
+def attentions_of(model: Any) -> tuple[str, ...]:
+    """A recurrent model attends to the source at most."""
+    if isinstance(model, RECURRENT):
+        return () if model.config.attention == "none" else ("cross_attentions",)
+    return ATTENTIONS
 
 
 def embedding_size(model: Any) -> int:
