@@ -75,7 +75,7 @@ def draw_accuracy(curves: Curves, told: dict[str, dict[str, Any]], file: Path) -
     for panel in panels.flat[len(curves) :]:
         panel.set_axis_off()
     entries = {label: line for p in panels.flat for line, label in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
     save(figure, file)
     return figure
 
