@@ -156,7 +156,7 @@ def pronounce(words: list[str], model: DragomanForConditionalGeneration, tokeniz
     queue = sorted(set(words), key=len, reverse=True)
     for start in range(0, len(queue), 512):
         chunk = queue[start : start + 512]
-        ids = model.generate(**tokenizer(chunk, padding=True, return_tensors="pt"))
+        ids = model.generate(**tokenizer(chunk, padding=True, return_tensors="pt").to(model.device))
         said.update(zip(chunk, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
     return [said[word] for word in words]
 
@@ -199,7 +199,7 @@ def draw(
 
 
 def draw_alignment(axis: Any, word: str, phonemes: list[str], weights: torch.Tensor) -> Any:
-    image = axis.imshow(weights, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    image = axis.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axis.set(xticks=range(len(word)), xticklabels=list(word), yticks=range(len(phonemes)), yticklabels=phonemes)
     axis.set(xlabel="letter read", ylabel="phoneme written")
     return image

@@ -55,6 +55,8 @@ def train(task: Task, model_name: str, seed: int, rate: float, minutes: float, w
     """A model trained from scratch for ``minutes`` by the stock Seq2SeqTrainer, which is returned."""
     set_seed(seed)
     model = build_model(build_config(model_name, task.fields, task.both_ways, width))
+    if task.max_length is not None:
+        model.generation_config.max_length = task.max_length
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -142,8 +144,8 @@ def measure_speed(model_name: str, lengths: list[int], tokens: int, width: int, 
     """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(build_config(model_name, {"vocab_size": VOCABULARY, "dropout": 0.0}, False, width))
-    model.to(device).train()  # type: ignore[arg-type]
+    model: Any = build_model(build_config(model_name, {"vocab_size": VOCABULARY, "dropout": 0.0}, False, width))
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     speeds = []
     for length in lengths:
@@ -165,10 +167,10 @@ def measure_speed(model_name: str, lengths: list[int], tokens: int, width: int, 
 
 
 @contextmanager
-def without_head(attention: torch.nn.Module, head: int) -> Iterator[None]:
+def without_head(attention: Any, head: int) -> Iterator[None]:
     """Nothing of ``head`` reaches the output: its columns of the output projection (C, H · D) are 0 for a while."""
-    weight: Any = attention.o_proj.weight
-    columns = slice(head * attention.head_dim, (head + 1) * attention.head_dim)  # type: ignore[operator]
+    weight = attention.o_proj.weight
+    columns = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
     kept = weight.detach()[:, columns].clone()
     with torch.no_grad():
         weight[:, columns] = 0
@@ -179,7 +181,7 @@ def without_head(attention: torch.nn.Module, head: int) -> Iterator[None]:
             weight[:, columns] = kept
 
 
-def attention_parts(model: Any) -> Iterator[tuple[str, int, torch.nn.Module]]:
+def attention_parts(model: Any) -> Iterator[tuple[str, int, Any]]:
     """Every attention of a Transformer: which kind, in which layer."""
     for number, layer in enumerate(model.model.encoder.layers):
         yield "encoder", number, layer.self_attn
@@ -193,7 +195,7 @@ def measure_heads(model: Any, percent: Callable[[], float]) -> Record:
     whole = percent()
     heads = []
     for part, layer, attention in attention_parts(model):
-        for head in range(attention.q_proj.out_features // attention.head_dim):  # type: ignore[operator, union-attr]
+        for head in range(attention.q_proj.out_features // attention.head_dim):
             with without_head(attention, head):
                 heads.append({"part": part, "layer": layer, "head": head, "lost": whole - percent()})
     return {"percent": whole, "heads": heads}
@@ -202,4 +204,4 @@ def measure_heads(model: Any, percent: Callable[[], float]) -> Record:
 def mean_percent(points: list[Any]) -> float:
     """Over all sources, whatever their lengths."""
     records = [point if isinstance(point, dict) else point._asdict() for point in points]
-    return sum(p["percent"] * p["count"] for p in records) / sum(p["count"] for p in records)
+    return sum(p["percent"] * p["sources"] for p in records) / sum(p["sources"] for p in records)

@@ -31,8 +31,13 @@ PARTS = {
     "decoder": ("decoder, self-attention", "#E69F00"),
     "cross": ("decoder, cross-attention", "#009E73"),
 }
-VARIANTS = {"as it is": "#000000", "no residual": "#D55E00", "no norm": "#0072B2", "no depth scaling": "#009E73"}
-VARIANTS["neither norm nor depth scaling"] = "#CC79A7"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {"color": "#000000", "linestyle": "-"},
+    "no residual": {"color": "#D55E00", "linestyle": "--"},
+    "no norm": {"color": "#0072B2", "linestyle": "-."},
+    "no depth scaling": {"color": "#009E73", "linestyle": ":"},
+    "neither norm nor depth scaling": {"color": "#CC79A7", "linestyle": "-"},
+}
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -61,11 +66,11 @@ def draw_accuracy(curves: Curves, told: dict[str, dict[str, Any]], file: Path) -
     figure, panels = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.6 * rows + 0.6), squeeze=False)
     figure.set_layout_engine("constrained")
     for panel, (task, models) in zip(panels.flat, curves.items(), strict=False):
-        for model, curve in models.items():
+        for number, (model, curve) in enumerate(models.items()):
             lengths = sorted(curve)
             look = LOOKS[model]
             means = [statistics.mean(curve[length]) for length in lengths]
-            panel.plot(lengths, means, label=NAMES[model], markersize=4, **look)
+            panel.plot(lengths, means, label=NAMES[model], markersize=9 - 1.5 * number, **look)  # equal ones all show
             lows, highs = ([side(curve[length]) for length in lengths] for side in (min, max))
             panel.fill_between(lengths, lows, highs, color=look["color"], alpha=0.2, linewidth=0)
         if told[task]["chance"] is not None:
@@ -95,8 +100,9 @@ def draw_speed(records: Sequence[dict[str, Any]], file: Path) -> Figure:
 
 def draw_alignments(words: Sequence[str], models: dict[str, Any], tokenizer: Any, file: Path) -> Figure:
     """What each phoneme looked at: one row a word, one column a model."""
-    shape = {"squeeze": False, "layout": "constrained"}
-    figure, panels = plt.subplots(len(words), len(models), figsize=(5.2 * len(models), 3.4 * len(words)), **shape)
+    shape = len(words), len(models)
+    figure, panels = plt.subplots(*shape, figsize=(5.2 * shape[1], 3.4 * shape[0]), squeeze=False)
+    figure.set_layout_engine("constrained")
     for row, word in zip(panels, words, strict=True):
         for panel, (name, model) in zip(row, models.items(), strict=True):
             image = draw_alignment(panel, word, *align(word, model, tokenizer))
@@ -126,11 +132,11 @@ def draw_heads(word: str, model: Any, tokenizer: Any, removal: dict[str, Any], f
     ):
         for head, weights in enumerate(heads):
             panel = figure.add_subplot(grid[row, head])
-            image = panel.imshow(weights, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+            image = panel.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
             panel.set(xticks=range(len(letters)), xticklabels=letters, yticks=range(len(down)), yticklabels=down)
             panel.set(xlabel="letter looked at", ylabel=what)
-            points = lost[part, last, head]
-            panel.set_title(f"{part} layer {last + 1}, head {head + 1}\nwithout it: {-points:+.1f} points", fontsize=10)
+            points = round(lost[part, last, head], 1) + 0.0  # no -0.0
+            panel.set_title(f"{part} layer {last + 1}, head {head + 1}\ncosts {points:.1f} points", fontsize=10)
             maps.append(panel)
     figure.colorbar(image, ax=maps, label="attention weight")
     draw_losses_of_heads(figure.add_subplot(grid[2, :]), removal)
@@ -139,15 +145,18 @@ def draw_heads(word: str, model: Any, tokenizer: Any, removal: dict[str, Any], f
 
 
 def draw_losses_of_heads(axis: Any, removal: dict[str, Any]) -> None:
+    heads = sorted(removal["heads"], key=lambda head: list(PARTS).index(head["part"]))  # else as they were measured
     for part, (label, colour) in PARTS.items():
-        at = [n for n, head in enumerate(removal["heads"]) if head["part"] == part]
-        axis.bar(at, [removal["heads"][n]["lost"] for n in at], color=colour, label=label)
-    names = [f"{head['layer'] + 1}.{head['head'] + 1}" for head in removal["heads"]]
-    axis.set_xticks(range(len(names)), names, rotation=90)
+        at = [n for n, head in enumerate(heads) if head["part"] == part]
+        axis.bar(at, [heads[n]["lost"] for n in at], color=colour, label=label)
+    axis.set_xticks(range(len(heads)), [f"{head['layer'] + 1}.{head['head'] + 1}" for head in heads], rotation=90)
+    for tick, head in zip(axis.get_xticklabels(), heads, strict=True):
+        tick.set_color(PARTS[head["part"]][1])
     axis.set(xlabel="layer.head taken away", ylabel="words right lost (points)")
     axis.set_title(f"With all heads {removal['percent']:.1f} % of the words are right")
+    axis.axhline(0, color="black", linewidth=0.8)
     axis.grid(alpha=0.3, axis="y")
-    axis.legend()
+    axis.legend(loc="upper right")
 
 
 def draw_depth(losses: dict[str, dict[str, list[float]]], every: int, file: Path) -> Figure:
@@ -157,7 +166,7 @@ def draw_depth(losses: dict[str, dict[str, list[float]]], every: int, file: Path
     for panel, (stack, variants) in zip(panels[0], losses.items(), strict=True):
         for variant, values in variants.items():
             steps = range(0, every * len(values), every)
-            panel.plot(steps, values, label=variant, color=VARIANTS[variant], linewidth=1.2)
+            panel.plot(steps, values, label=variant, linewidth=1.4, **VARIANTS[variant])
         panel.set(yscale="log", ylim=(3e-4, 10), xlabel="step", title=f"{stack} layers")
         panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("loss (nats a token)")

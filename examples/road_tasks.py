@@ -24,11 +24,11 @@ TEXT_TASKS = ("words", "translation")
 
 
 class Point(NamedTuple):
-    """How right a model was on ``count`` sources of ``length``; of texts: at most so long, longer than the last."""
+    """How right a model was on so many ``sources`` of ``length``; of texts: at most so long, longer than the last."""
 
     length: int
     percent: float
-    count: int
+    sources: int
 
 
 class Task(Protocol):
@@ -38,6 +38,7 @@ class Task(Protocol):
     both_ways: bool  # whether recurrent encoders read in both directions
     fields: dict[str, Any]
     chance: float | None  # percent
+    max_length: int | None  # of what is generated; None: measure() says
 
     def trainer_options(self, seed: int) -> dict[str, Any]: ...
     def training_arguments(self) -> dict[str, Any]: ...
@@ -47,7 +48,9 @@ class Task(Protocol):
 class RecallTask:
     """The tasks of :mod:`recall_tasks`. Encoders read one way: what is at the start must survive all that follows."""
 
-    unit, metric, both_ways, chance = "symbols to pass over", "symbols right in their place, %", False, CHANCE
+    unit, metric, both_ways = "symbols to pass over", "symbols right in their place, %", False
+    chance: float | None = CHANCE
+    max_length: int | None = None
 
     def __init__(self, name: str, longest: int, tokens: int, rows: int) -> None:
         self.name, self.longest, self.tokens, self.rows = name, longest, tokens, rows
@@ -80,16 +83,18 @@ class RecallTask:
         return points
 
 
-def generate_ids(model: PreTrainedModel, ids: torch.Tensor, length: int) -> torch.Tensor:
+def generate_ids(model: Any, ids: torch.Tensor, length: int) -> torch.Tensor:
     """Greedily, exactly ``length`` tokens a row: (B, S) to (B, length)."""
-    written = model.generate(ids, max_new_tokens=length, do_sample=False, num_beams=1)[:, 1:]  # type: ignore[operator]
+    written = model.generate(ids, max_new_tokens=length, do_sample=False, num_beams=1)[:, 1:]
     return torch.nn.functional.pad(written, (0, length - written.shape[1]))
 
 
 class TextTask:
     """Pairs of texts: a part to train on, and two held-out ones, for tuning and for measuring."""
 
-    both_ways, chance = True, None
+    both_ways = True
+    chance: float | None = None
+    max_length: int | None
 
     def __init__(
         self,
@@ -120,6 +125,7 @@ class TextTask:
         sources, targets = map(list, zip(*train, strict=True))
         self.tokenizer = DragomanTokenizer.train(sources, targets, **tokenizer_options)
         self.train, self.validation = self._encode(train), self._encode(validation[:limit])
+        self.max_length = max(len(example["labels"]) for example in self.train) + 1  # and the start
         fitted = DragomanRecurrentConfig.from_tokenizer(self.tokenizer)
         names = "vocab_size source_vocab_size share_embeddings pad_token_id bos_token_id eos_token_id"
         self.fields = {name: getattr(fitted, name) for name in [*names.split(), "decoder_start_token_id"]}
@@ -144,9 +150,8 @@ class TextTask:
 
     def measure(self, model: PreTrainedModel) -> list[Point]:
         """Greedy, on the held-out sources of each length; a length without any has no point."""
-        model.generation_config.max_length = max(len(example["labels"]) for example in self.train) + 1  # type: ignore[union-attr]
-        answers: Any = pronounce(list(self.test), model, self.tokenizer)  # type: ignore[arg-type]
-        answers = dict(zip(self.test, answers, strict=True))
+        generator: Any = model
+        answers = dict(zip(self.test, pronounce(list(self.test), generator, self.tokenizer), strict=True))
         points = []
         for shorter, length in zip((0, *self.lengths), self.lengths, strict=False):
             sources = [source for source in self.test if shorter < self.length_of(source) <= length]
@@ -189,7 +194,7 @@ def read_task(name: str, longest: int, tokens: int, rows: int, train_file: str |
         raise ValueError(f"There is no task {name!r}; choose from {', '.join((*TASKS, *TEXT_TASKS))}.")
     if train_file is None:
         raise ValueError("The task translation needs --train_file, pairs of texts: .tsv, .csv or .jsonl.")
-    pairs = [(row["source"], row["target"]) for row in read_pairs(train_file)]  # type: ignore[call-overload]
+    pairs = [(row["source"], row["target"]) for row in read_pairs(train_file)]
     told = "words in the sentence", "BLEU"
     return TextTask(
         name, pairs, {"vocab_size": 4000}, SENTENCE_LENGTHS, lambda text: len(text.split()), bleu, *told, limit

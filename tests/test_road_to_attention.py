@@ -134,7 +134,7 @@ class TestRecallIsMeasured:
     def test_by_place(self) -> None:
         task: Any = road_tasks.RecallTask("copy", longest=16, tokens=64, rows=10)
         points = task.measure(self.Oracle())
-        assert [(p.length, p.count) for p in points] == [(4, 10), (8, 10), (16, 10)]
+        assert [(p.length, p.sources) for p in points] == [(4, 10), (8, 10), (16, 10)]
         assert [p.percent for p in points] == pytest.approx([75, 87.5, 93.75])
 
 
@@ -212,7 +212,10 @@ class TestVerdicts:
 
     def test_claims_of_heads(self) -> None:
         def record(model: str, percent: float) -> dict[str, Any]:
-            points = [{"length": 4, "percent": percent, "count": 1}, {"length": 8, "percent": percent - 8, "count": 3}]
+            points = [
+                {"length": 4, "percent": percent, "sources": 1},
+                {"length": 8, "percent": percent - 8, "sources": 3},
+            ]
             return {"task": "words", "model": model, "points": points}
 
         removal = {"heads": [{"lost": points} for points in (0.2, 5.0, 1.0)]}
@@ -370,6 +373,7 @@ def test_a_whole_small_run(
 ) -> None:
     assert all(is_held_out(word) for word in (*PICTURED, ASKED))
     monkeypatch.setattr(road_measurements, "WARMUP", 1)
+    monkeypatch.setattr(road_measurements, "RATES", (1e-3, 2e-3))
     results, docs = tmp_path / "results", tmp_path / "docs"
     plan = ["--task", "words", "recall-1", "speed", "heads", "--seeds", "0", "--output_dir", str(results)]
     plan += ["--max_minutes", "0.005", "--width", "64", "--longest", "8", "--batch_tokens", "128"]
