@@ -170,6 +170,7 @@ class TestVerdicts:
             ([True, True, True], HOLDS),
             ([False, True, True], "holds only beyond length 4"),
             ([True, False, True], "holds only beyond length 8"),
+            ([False, False, True], "holds only beyond length 8"),
             ([True, True, False], FAILS),
             ([False, False, False], FAILS),
         ],
