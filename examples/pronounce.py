@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -155,7 +156,7 @@ def pronounce(words: list[str], model: DragomanForConditionalGeneration, tokeniz
     queue = sorted(set(words), key=len, reverse=True)
     for start in range(0, len(queue), 512):
         chunk = queue[start : start + 512]
-        ids = model.generate(**tokenizer(chunk, padding=True, return_tensors="pt"))
+        ids = model.generate(**tokenizer(chunk, padding=True, return_tensors="pt").to(model.device))
         said.update(zip(chunk, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
     return [said[word] for word in words]
 
@@ -171,24 +172,37 @@ def measure(dictionary: Dictionary, words: list[str], said: list[str]) -> tuple[
 
 
 @torch.inference_mode()
+def align(
+    word: str, model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer
+) -> tuple[list[str], torch.Tensor]:
+    """The phonemes of a word, and how much each looked at each letter (T, S): cross-attention, averaged over heads, of
+    the layer that looks most sharply."""
+    inputs = tokenizer(word, return_tensors="pt")
+    ids = model.generate(**inputs)
+    phonemes = tokenizer.decode(ids[0], skip_special_tokens=True).split()
+    outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True)
+    layers = torch.stack(outputs.cross_attentions)[:, 0].mean(1)[:, : len(phonemes), : len(word)]  # (L, T, S)
+    return phonemes, layers[layers.amax(-1).mean(-1).argmax()]
+
+
 def draw(
     words: Iterable[str], model: DragomanForConditionalGeneration, tokenizer: DragomanTokenizer, file: Path
 ) -> None:
-    """Cross-attention, averaged over heads, of the layer that looks most sharply: phonemes down, letters across."""
+    """What each phoneme looked at: phonemes down, letters across."""
     figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
     for axis, word in zip(axes.flat, words, strict=True):
-        inputs = tokenizer(word, return_tensors="pt")
-        ids = model.generate(**inputs)
-        phonemes = tokenizer.decode(ids[0], skip_special_tokens=True).split()
-        outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True)
-        layers = torch.stack(outputs.cross_attentions)[:, 0].mean(1)[:, : len(phonemes), : len(word)]  # (L, T, S)
-        sharpest = layers[layers.amax(-1).mean(-1).argmax()]
-        image = axis.imshow(sharpest, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axis.set(xticks=range(len(word)), xticklabels=list(word), yticks=range(len(phonemes)), yticklabels=phonemes)
-        axis.set(title=word, xlabel="letter read", ylabel="phoneme written")
+        image = draw_alignment(axis, word, *align(word, model, tokenizer))
+        axis.set_title(word)
     figure.colorbar(image, ax=axes, label="attention weight")
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def draw_alignment(axis: Any, word: str, phonemes: list[str], weights: torch.Tensor) -> Any:
+    image = axis.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    axis.set(xticks=range(len(word)), xticklabels=list(word), yticks=range(len(phonemes)), yticklabels=phonemes)
+    axis.set(xlabel="letter read", ylabel="phoneme written")
+    return image
 
 
 def say(words: list[str], folder: Path) -> None:
