@@ -281,6 +281,18 @@ class TestLayers:
         assert not torch.equal(hidden[1], state[0][1])
 
 
+def test_the_mask_given_counts() -> None:
+    """Not the ids: a token that it hides is not there, and padding that it shows is."""
+    model, inputs = recurrent(), ragged()
+    inputs["attention_mask"][0, 2] = 0
+    shorter = {name: values[:1] for name, values in inputs.items()}
+    shorter["input_ids"] = torch.cat([inputs["input_ids"][:1, :2], inputs["input_ids"][:1, 3:]], dim=1)
+    shorter["attention_mask"] = torch.ones_like(shorter["input_ids"])
+    torch.testing.assert_close(model(**inputs).logits[:1], model(**shorter).logits)
+    shown = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+    assert (model(**shown).logits[1] - model(**inputs).logits[1]).abs().max() > 1e-3
+
+
 class TestTheFixedContext:
     def test_sees_the_source_through_its_last_state_only(self) -> None:
         model, inputs = recurrent(KINDS[0]), ragged()

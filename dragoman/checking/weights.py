@@ -7,7 +7,7 @@ from torch import nn
 
 TABLE = 0.3  # standard deviation of token and position vectors
 RECURRENT_TABLE = 1.0  # where no norm makes them that size
-GATES = {nn.GRU: 2.0, nn.LSTM: 4.0}  # times 1/√fan_in: each gate makes states smaller, and an LSTM has more of them
+GATES = {nn.GRU: 2.0, nn.LSTM: 3.2}  # times 1/√fan_in: each gate makes states smaller, and an LSTM has more of them
 SHARPNESS = 2**0.5  # scores of standard deviation 2: far from even, and no sharper, for rounding grows with it
 SCORE_VECTOR = 4.0  # of additive attention, times 1/√fan_in: what it weighs lies between −1 and 1
 JITTER = 0.3  # added to norms, biases and whatever else is one number a channel
