@@ -166,7 +166,7 @@ def growth() -> dict[str, Case]:
     return {f"{field} {x}": SMALL._replace(**{field: x, "tokens": 32}) for field, xs in ways.items() for x in xs}
 
 
-def plot(table: dict[str, Any], engines: list[str]) -> None:
+def plot(table: dict[str, Any], engines: list[str], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(table) * len(engines) / 3 + 1))
     height = 0.8 / len(engines)
     for i, name in enumerate(engines):
@@ -180,7 +180,7 @@ def plot(table: dict[str, Any], engines: list[str]) -> None:
     axes.set_xlabel("times as fast as Marian in transformers")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(RESULTS / "generate.png", dpi=120)
+    figure.savefig(file, dpi=120)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def main() -> None:
     sizes = {name: cases[name]._asdict() for name in table}
     report = {"machine": about, "rounds": rounds, "cases": sizes, "results": table}
     (RESULTS / f"{options.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(table, engines)
+    plot(table, engines, RESULTS / f"{options.name}.png")
 
 
 if __name__ == "__main__":

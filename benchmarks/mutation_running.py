@@ -40,6 +40,7 @@ FIRST = {
     "modeling/decoding_loops.py": "fast_decoding",
     "modeling/decoding_step.py": "fast_decoding",
     "modeling/few_row_linears.py": "fast_decoding",
+    "modeling/encoder_decoder_model.py": "contract model saving",
     "modeling/encoder_decoder_generation.py": "contract generation",
     "modeling/generation_dragoman.py": "generation fast_decoding contract",
     "modeling/modeling_dragoman_recurrent.py": "recurrent contract",

@@ -90,7 +90,7 @@ class DragomanConfig(DragomanBaseConfig):
     logits_bias: bool = False  # Marian, BART: final_logits_bias, which is not trained
     logits_scale: float | int = 1.0  # tied T5: hidden_size ** -0.5
     scale_embedding: bool = True  # token vectors times sqrt(hidden_size)
-    train_pad_embedding: bool = True  # False: Marian, Pegasus, whose start token is the pad token and as input is fixed
+    train_pad_embedding: bool = True  # False: Marian, Pegasus, BART, ...: as input, the pad token is fixed
 
     # Tying
     tie_word_embeddings: bool = True  # decoder input and head

@@ -24,6 +24,7 @@ from .building import (
 )
 from .initialization import mark_branch_outputs
 from .packing import bias_of, pack, packed_positions
+from .padding import check_target
 from .position_biases import BIASED_SCHEMES
 from .position_encodings import positions_of
 
@@ -120,12 +121,7 @@ class Decoder(nn.Module):
         cu_seq_lens: Tensor | None = None,
         encoder_cu_seq_lens: Tensor | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "The decoder needs decoder_input_ids, decoder_inputs_embeds or labels, one of them. Where a Trainer "
-                "takes the labels away (label_smoothing_factor), the collator makes the ids: "
-                "DataCollatorForSeq2Seq(tokenizer, model=model); or set config.label_smoothing instead."
-            )
+        check_target(input_ids, inputs_embeds)
         if encoder_hidden_states is None:
             raise ValueError("The decoder needs encoder_hidden_states to attend to.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)

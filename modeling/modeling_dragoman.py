@@ -2,38 +2,30 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import TAKE_A_BIAS, LayerSelection
-from .checkpoint_loading import CheckpointLoading
-from .checkpoint_saving import CheckpointSaving
 from .decoder import Decoder
 from .encoder import Encoder
-from .initialization import initialize
+from .encoder_decoder_model import EncoderDecoderPreTrainedModel
 from .int8_loading import register_int8
 from .int8_models import Int8Capable
 from .padding import mask_of_left_padding, mask_of_padding
 from .position_biases import BIASED_SCHEMES
-from .vocabulary_resizing import VocabularyResizingMixin
 
 register_int8()
 
 
-class DragomanPreTrainedModel(VocabularyResizingMixin, Int8Capable, CheckpointSaving, CheckpointLoading):
+class DragomanPreTrainedModel(Int8Capable, EncoderDecoderPreTrainedModel):
     """What transformers needs to know of every Dragoman model."""
 
     config: DragomanConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
@@ -52,26 +44,6 @@ class DragomanPreTrainedModel(VocabularyResizingMixin, Int8Capable, CheckpointSa
     def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         """Flash attention takes no bias: it would drop one without a word."""
         return self.config.position_encoding not in BIASED_SCHEMES
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        initialize(module, self.config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        base: Any = self.base_model
-        return base.encoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        base: Any = self.base_model
-        base.encoder.embed_tokens = value
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Which parameter is which other one, ``{name: name of the owner}``."""
-        # transformers' own turns every tie off with tie_word_embeddings; share_embeddings is a tie of its own here.
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {})
 
 
 class DragomanModel(DragomanPreTrainedModel):

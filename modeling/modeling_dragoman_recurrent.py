@@ -3,35 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
-from .checkpoint_loading import CheckpointLoading
-from .checkpoint_saving import CheckpointSaving
 from .encoder_decoder_generation import EncoderDecoderGenerationMixin
-from .initialization import initialize
+from .encoder_decoder_model import EncoderDecoderPreTrainedModel
 from .language_modeling_head import LanguageModelingHead
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
 from .recurrent_attention import records_attention
 from .recurrent_decoder import RecurrentDecoder
 from .recurrent_encoder import RecurrentEncoder, RecurrentEncoderOutput
 from .recurrent_state import RecurrentState
-from .vocabulary_resizing import VocabularyResizingMixin
 
 
-class DragomanRecurrentPreTrainedModel(VocabularyResizingMixin, CheckpointSaving, CheckpointLoading):
+class DragomanRecurrentPreTrainedModel(EncoderDecoderPreTrainedModel):
     """What transformers needs to know of every recurrent Dragoman model."""
 
     config: DragomanRecurrentConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch
     _no_split_modules = ["RecurrentEncoder", "RecurrentDecoder"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, config: DragomanRecurrentConfig) -> None:
         config.validate()  # it may have been changed since it was made
@@ -46,26 +38,6 @@ class DragomanRecurrentPreTrainedModel(VocabularyResizingMixin, CheckpointSaving
             if parameter.device.type == "cpu":
                 parameter.data = parameter.data.clone()
         return loaded
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        initialize(module, self.config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        base: Any = self.base_model
-        return base.encoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        base: Any = self.base_model
-        base.encoder.embed_tokens = value
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Which parameter is which other one, ``{name: name of the owner}``."""
-        # transformers' own turns every tie off with tie_word_embeddings; share_embeddings is a tie of its own here.
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {})
 
 
 class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):

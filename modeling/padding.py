@@ -39,3 +39,13 @@ def shift_right(labels: Tensor, config: Any, cu_seq_lens: Tensor | None = None) 
         return shifted.masked_fill(starts, config.decoder_start_token_id)
     first = (labels != IGNORE_INDEX).long().argmax(dim=1, keepdim=True)  # 0 in a row without labels
     return shifted.scatter(1, first, config.decoder_start_token_id)
+
+
+def check_target(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    """Raises ValueError unless a decoder is given one of the two."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError(
+            "The decoder needs decoder_input_ids, decoder_inputs_embeds or labels, one of them. Where a Trainer "
+            "takes the labels away (label_smoothing_factor), the collator makes the ids: "
+            "DataCollatorForSeq2Seq(tokenizer, model=model); or set config.label_smoothing instead."
+        )

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .embeddings import TokenEmbedding
+from .padding import check_target
 from .recurrent_attention import RecurrentAttention
 from .recurrent_layers import RecurrentLayers
 from .recurrent_state import RecurrentState
@@ -54,12 +55,7 @@ class RecurrentDecoder(nn.Module):
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """``past_key_values`` holds the state to begin in, and what of the source there is to attend to."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "The decoder needs decoder_input_ids, decoder_inputs_embeds or labels, one of them. Where a Trainer "
-                "takes the labels away (label_smoothing_factor), the collator makes the ids: "
-                "DataCollatorForSeq2Seq(tokenizer, model=model); or set config.label_smoothing instead."
-            )
+        check_target(input_ids, inputs_embeds)
         if past_key_values is None or past_key_values.hidden is None:
             raise ValueError("The decoder needs past_key_values with the state in which the encoder ended.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)

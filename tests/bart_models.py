@@ -5,20 +5,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from ladder import randomise
+from ladder import SIDES, randomise
 
 ARCHITECTURES = ("Bart", "MBart", "Pegasus", "Blenderbot", "BlenderbotSmall")
-SIZES = {
-    "vocab_size": 61,
-    "d_model": 32,
-    "encoder_layers": 3,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 8,
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gelu": {},
     "scaled": {"scale_embedding": True, "activation_function": "swish"},
@@ -30,5 +19,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def tiny(architecture: str, seed: int = 0, **options: Any) -> PreTrainedModel:
     start = {"decoder_start_token_id": 2} if architecture == "MBart" else {}
-    config = getattr(transformers, f"{architecture}Config")(**{**SIZES, **start, **options})
+    config = getattr(transformers, f"{architecture}Config")(**{"vocab_size": 61, **SIDES, **start, **options})
     return randomise(getattr(transformers, f"{architecture}ForConditionalGeneration")(config), seed)

@@ -14,6 +14,16 @@ from support import relative_error
 
 TOLERANCE = 1e-5
 WITHOUT_GRADIENT = "k_proj.bias"  # it moves all scores of a query alike: what is left is rounding
+SIDES = {  # of families with fairseq's names, differing in everything that may differ
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 8,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+}
 SIZES = ((9, 4), (5, 7), (2, 3), (7, 6))  # of sources and targets
 
 

@@ -13,7 +13,7 @@ import ladder
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
 from dragoman.conversion import ConversionError, convert_from, convert_to
 from dragoman.conversion.folders import convert_folder
-from ladder import assert_same_weights, climb, go_around, ragged, randomise
+from ladder import SIDES, assert_same_weights, climb, go_around, ragged, randomise
 from old_folders import rewrite
 from support import batch, build, relative_error, tiny
 
@@ -29,18 +29,7 @@ VARIANTS = {
 
 def fsmt(std: float = 0.2, **options: object) -> FSMTForConditionalGeneration:
     """At a deviation of 0.25 some gradients round by more than 1e-5: see the test in float64."""
-    sizes = {
-        "src_vocab_size": 61,
-        "tgt_vocab_size": 57,
-        "d_model": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 8,
-        "encoder_ffn_dim": 40,
-        "decoder_ffn_dim": 48,
-        "max_position_embeddings": 64,
-    }
+    sizes = {"src_vocab_size": 61, "tgt_vocab_size": 57, **SIDES}
     return randomise(FSMTForConditionalGeneration(FSMTConfig(**{**sizes, **options})), std=std)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, M2M100Config, M2M100ForCondition
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
 from dragoman.conversion import ConversionError, convert_from, convert_to
 from dragoman.conversion.folders import convert_folder
-from ladder import assert_same_weights, climb, go_around, ragged, randomise
+from ladder import SIDES, assert_same_weights, climb, go_around, ragged, randomise
 from old_folders import rewrite
 from support import batch, build, relative_error, tiny
 
@@ -26,19 +26,7 @@ VARIANTS = {
 
 
 def m2m_100(**options: object) -> M2M100ForConditionalGeneration:
-    sizes = {
-        "vocab_size": 61,
-        "d_model": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 8,
-        "encoder_ffn_dim": 40,
-        "decoder_ffn_dim": 48,
-        "max_position_embeddings": 64,
-        "encoder_layerdrop": 0.0,
-        "decoder_layerdrop": 0.0,
-    }
+    sizes = {"vocab_size": 61, **SIDES, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
     return randomise(M2M100ForConditionalGeneration(M2M100Config(**{**sizes, **options})))
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import MarianConfig, MarianMTModel
 
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
-from ladder import climb, go_around, randomise
+from ladder import SIDES, climb, go_around, randomise
 
 VARIANTS = {
     "shared": {},
@@ -23,21 +23,8 @@ VARIANTS = {
 
 
 def marian(**options: object) -> MarianMTModel:
-    sizes = {
-        "vocab_size": 61,
-        "d_model": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 8,
-        "encoder_ffn_dim": 40,
-        "decoder_ffn_dim": 48,
-        "max_position_embeddings": 64,
-        "pad_token_id": 56,
-        "decoder_start_token_id": 56,
-        "eos_token_id": 0,
-    }
-    return randomise(MarianMTModel(MarianConfig(**{**sizes, **options})))
+    special = {"pad_token_id": 56, "decoder_start_token_id": 56, "eos_token_id": 0}
+    return randomise(MarianMTModel(MarianConfig(**{"vocab_size": 61, **SIDES, **special, **options})))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

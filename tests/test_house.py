@@ -42,7 +42,7 @@ TIERS = [
         "recurrent_encoder",
         "recurrent_decoder",
     ],
-    ["decoding_layer"],
+    ["decoding_layer", "encoder_decoder_model"],
     ["decoding_step"],
     ["decoding_loops"],
     ["generation_dragoman"],
