@@ -1,7 +1,7 @@
 """The linear layer, computed by the kernel that is good at it.
 
-torch multiplies single-precision matrices on the CPU by MKL. oneDNN, which it also has, is up to twice as fast, forwards
-and backwards, where ``benchmarks/linear_products.py`` measured it (docs/performance.md).
+torch multiplies single-precision matrices on the CPU by MKL. oneDNN, which it also has, was up to twice as fast,
+forwards and backwards, where ``benchmarks/linear_products.py`` measured it (docs/performance.md).
 """
 
 from typing import Any
