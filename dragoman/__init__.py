@@ -18,6 +18,7 @@ from .modeling.modeling_conditional_generation import DragomanForConditionalGene
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .modeling.modeling_dragoman_recurrent import DragomanRecurrentForConditionalGeneration, DragomanRecurrentModel
 from .packing import DataCollatorForPackedSeq2Seq
+from .pipelines import register_pipelines
 from .quantization import quantize
 from .token_budget import TokenBudgetBatchSampler
 from .tokenization.tokenization_dragoman import DragomanTokenizer
@@ -41,6 +42,7 @@ install()
 install_cards()
 register_lora_targets()
 register_ctranslate2_loader()
+register_pipelines()
 
 __all__ = [
     "DataCollatorForPackedSeq2Seq",
