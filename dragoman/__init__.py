@@ -6,12 +6,14 @@ Importing it registers configuration, models and tokenizer with transformers' Au
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, AutoTokenizer
 
 from .adapters import register_lora_targets
+from .averaging import average_checkpoints
 from .configuration import presets
 from .configuration.base_configuration import VERSION
 from .configuration.configuration_dragoman import DragomanConfig
 from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .conversion import convert_from, convert_to
 from .conversion.ctranslate2_registration import register_ctranslate2_loader
+from .exponential_moving_average import ExponentialMovingAverageCallback
 from .hub import install
 from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
@@ -56,8 +58,10 @@ __all__ = [
     "DragomanTokenizer",
     "DragomanTrainer",
     "DragomanTrainingArguments",
+    "ExponentialMovingAverageCallback",
     "TokenBudgetBatchSampler",
     "__version__",
+    "average_checkpoints",
     "convert_from",
     "convert_to",
     "presets",

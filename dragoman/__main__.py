@@ -108,5 +108,32 @@ def convert(
     print(conversion.comparison or "not compared: the engine of CTranslate2 computes it")
 
 
+@app.command()
+def average(
+    output_dir: Annotated[Path, typer.Argument(help="Of a Trainer, with the checkpoint-* folders that it saved.")],
+    to: Annotated[Path, typer.Argument(help="A new folder.")],
+    last: Annotated[int | None, typer.Option(help="Average the last so many checkpoints.")] = None,
+    best: Annotated[int | None, typer.Option(help="Or the best so many.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What they are the best by. Else the Trainer's choice.")] = None,
+) -> None:
+    """Average the weights of checkpoints of one training run into a new one."""
+    from transformers.utils import logging
+
+    from .averaging import average_checkpoints, copy_tokenizer, select_checkpoints
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise ValueError(f"{to} exists: name a new folder.")
+        chosen = select_checkpoints(output_dir, last, best, metric)
+        average_checkpoints(chosen).save_pretrained(to)
+        copy_tokenizer(chosen[-1], to)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(1) from error
+    print(f"The mean of {', '.join(folder.name for folder in chosen)} is in {to}")
+
+
 if __name__ == "__main__":
     app(prog_name="python -m dragoman")

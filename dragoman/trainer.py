@@ -21,6 +21,7 @@ from .modeling.checkpoint_saving import CheckpointSaving
 from .modeling.loss import IGNORE_INDEX
 from .packing import DataCollatorForPackedSeq2Seq
 from .token_budget import TokenBudgetBatchSampler
+from .wall_clock import WallClock
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,12 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     _likelihood: list[tuple[float, int]]  # of each batch: summed −log p, and tokens
     _examples_per_batch: float | None = None  # the mean of what the budget makes
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        given: Any = self.args
+        if getattr(given, "max_minutes", None) is not None:
+            self.add_callback(WallClock(given.max_minutes, given.schedule_by_clock))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args: Any = self.args

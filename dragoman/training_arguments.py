@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainingArguments
 
 @dataclass
 class DragomanTrainingArguments(Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` that ``DragomanTrainer`` can also train by numbers of tokens with.
+    """``Seq2SeqTrainingArguments`` for ``DragomanTrainer``: by numbers of tokens, by the clock.
 
     Args:
         tokens_per_batch (`int`, *optional*):
@@ -17,6 +17,12 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
             Evaluation and prediction keep ``per_device_eval_batch_size`` and the order of the data.
         packing (`bool`, *optional*, defaults to `False`):
             Pack these batches instead of padding them. Needs ``tokens_per_batch``.
+        max_minutes (`float`, *optional*):
+            End training then, if not before, with a checkpoint: ``trainer.train(resume_from_checkpoint=True)`` goes on
+            for as long again, exactly as if it had not stopped.
+        schedule_by_clock (`bool`, *optional*, defaults to `False`):
+            Let the learning rate reach its end with ``max_minutes`` instead, for a run that is to end there; see
+            `WallClock`. Needs ``max_minutes``.
 
     Raises:
         ValueError: for a value out of range, or one that contradicts another.
@@ -28,8 +34,19 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
     )
     packing: bool = field(default=False, metadata={"help": "Pack the batches of --tokens_per_batch, without padding."})
 
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "End training after so many minutes, with a checkpoint to resume from."}
+    )
+    schedule_by_clock: bool = field(
+        default=False, metadata={"help": "Let the learning rate reach its end with --max_minutes."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes={self.max_minutes!r} must be above 0, or None.")
+        if self.schedule_by_clock and self.max_minutes is None:
+            raise ValueError("schedule_by_clock=True needs max_minutes: say how long to train.")
         budget = self.tokens_per_batch
         if budget is None:
             if self.packing:

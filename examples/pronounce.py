@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer
-from wall_clock import WallClock
+from dragoman.wall_clock import WallClock
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -115,7 +115,7 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
 
     encoded = tokenizer(words, text_target=ways)
     dataset = [{"input_ids": x, "labels": y} for x, y in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-    clock = WallClock(arguments.minutes, show=True)
+    clock = WallClock(arguments.minutes, schedule_by_clock=True, show=True)
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(

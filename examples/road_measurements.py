@@ -19,10 +19,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 
+from dragoman.wall_clock import WallClock
 from recall_tasks import VOCABULARY, make_batch
 from road_models import build_config, build_model
 from road_tasks import Task
-from wall_clock import WallClock
 
 RATES = (1e-3, 2e-3, 4e-3)  # the whole of tuning: each is tried once by every model on every task
 TUNING_SHARE = 0.2  # of a run's time, a rate
@@ -73,7 +73,7 @@ def train(task: Task, model_name: str, seed: int, rate: float, minutes: float, w
             use_cpu=not torch.cuda.is_available(),
             **task.training_arguments(),
         ),
-        callbacks=[WallClock(minutes)],
+        callbacks=[WallClock(minutes, schedule_by_clock=True)],
         **task.trainer_options(seed),
     )
     trainer.remove_callback(PrinterCallback)

@@ -12,6 +12,7 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
         --validation_file val.en.gz --validation_target_file val.de.gz
 
 With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
+`--max_minutes 20` fits the learning rate to that time; with `--schedule_by_clock False` it stops there, to be resumed.
 
 Good data to begin with: Multi30k (29,000 image captions; en, de, fr), Tatoeba (short sentences in many languages, TSV).
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
@@ -45,7 +46,6 @@ from dragoman import (
     DragomanTrainingArguments,
 )
 from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
-from wall_clock import WallClock
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -101,9 +101,6 @@ class DataArguments:
     max_target_length: int = field(default=256, metadata={"help": "In tokens; also the limit of generation."})
     num_beams: int = field(default=1, metadata={"help": "At the end; while training, --generation_num_beams (or 1)."})
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
-    max_minutes: float | None = field(
-        default=None, metadata={"help": "End training then, if not before. The learning rate falls by the clock."}
-    )
 
 
 class EvaluateInOrder(TrainerCallback):
@@ -175,8 +172,10 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
     parts: Any = (ModelArguments, DataArguments, DragomanTrainingArguments)
     parser = HfArgumentParser(parts, description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(**DEFAULTS)
-    if parser.parse_known_args(argv)[0].tokens_per_batch:
+    given = parser.parse_known_args(argv)[0]
+    if given.tokens_per_batch:
         parser.set_defaults(train_sampling_strategy="random")  # these batches are of like lengths anyway
+    parser.set_defaults(schedule_by_clock=bool(given.max_minutes))
     model_args, data, args = parser.parse_args_into_dataclasses(args=argv)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
@@ -198,7 +197,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
 
     model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
     args.generation_num_beams = args.generation_num_beams or 1  # while training
-    trainer_class = DragomanTrainer if args.tokens_per_batch else Seq2SeqTrainer
+    trainer_class = DragomanTrainer if args.tokens_per_batch or args.max_minutes else Seq2SeqTrainer
     trainer = trainer_class(
         model=model,
         args=args,
@@ -206,7 +205,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[EvaluateInOrder(), *([WallClock(data.max_minutes)] if data.max_minutes else [])],
+        callbacks=[EvaluateInOrder()],
     )
     score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
     trainer.compute_metrics = score if args.predict_with_generate else None

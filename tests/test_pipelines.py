@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging
 
 import dragoman
 from bart_models import tiny as bart
@@ -220,6 +221,7 @@ def test_how_much_is_written_where_nobody_says(small: Text2TextPipeline) -> None
 
 
 def test_progress(small: Text2TextPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.enable_progress_bar()
     small(TEXTS)
     assert not capsys.readouterr().err
     small(TEXTS, progress_bar=True)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +257,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "auto_find_batch_size=True does not go .* leave it at False",
     ),
     ({"tokens_per_batch": 9, "accelerator_config": {"split_batches": True}}, "split_batches=True does not go with it"),
+    ({"max_minutes": 0}, r"max_minutes=0 must be above 0, or None"),
+    ({"schedule_by_clock": True}, "schedule_by_clock=True needs max_minutes: say how long to train"),
     ({"tokens_per_batch": 9, "accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True does not go"),
 ]
 
@@ -380,3 +383,50 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0
+
+
+def test_sittings_by_the_clock_add_up_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches, learning rates and weights; no checkpoint was asked for but those of the clock."""
+    options = {"dropout": 0.1, "lr_scheduler_type": "cosine", "num_train_epochs": 2}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    assert not list((tmp_path / "whole").glob("checkpoint-*"))
+    seconds = itertools.count()  # every look at the clock finds it a second later
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    seen: list[Any] = []
+    rates: list[float] = []
+    steps = 0
+    while steps < whole.state.max_steps:
+        torch.manual_seed(123)
+        sitting = trainer(tmp_path / "sittings", max_minutes=13 / 60, **options)
+        sitting.train(resume_from_checkpoint=steps > 0)
+        assert sitting.state.global_step == min(steps + 13, whole.state.max_steps)
+        steps = sitting.state.global_step
+        seen += sitting.seen
+        rates = logged(sitting, "learning_rate")
+    assert len(whole.seen) // 2 > 13  # it stops within an epoch
+    assert rates == logged(whole, "learning_rate")
+    for found, expected in zip(seen, whole.seen, strict=True):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sitting.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_the_schedule_goes_by_the_clock_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    options = {"max_minutes": 10 / 60, "schedule_by_clock": True, "max_steps": 1000, "lr_scheduler_type": "linear"}
+    run = trainer(tmp_path, **options)
+    run.train()
+    assert run.state.global_step == 10
+    torch.testing.assert_close(
+        logged(run, "learning_rate"), [3e-3 * (10 - max(0, i - 1)) / 10 for i in range(10)], rtol=0.01, atol=0
+    )
+    assert not list(tmp_path.glob("checkpoint-*"))
+    run = trainer(tmp_path, save_strategy="steps", save_steps=4, **options)
+    run.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-10"}
+    resumed = trainer(tmp_path, save_strategy="steps", save_steps=4, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 4 + 10
+    rates = logged(resumed, "learning_rate")[5:]
+    torch.testing.assert_close([a - b for a, b in itertools.pairwise(rates)], [rates[0] / 10] * 8, rtol=0.02, atol=0)

@@ -19,7 +19,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
 
 import dragoman
-import wall_clock
 from support import ROOT, data_folder
 
 PAIRS = [("Hallo", "HALLO"), ("zwei  Worte", "ZWEI  WORTE"), ('ein "Zitat", ja', 'EIN "ZITAT", JA'), ("ß ü", "ẞ Ü")]
@@ -247,7 +246,7 @@ def test_training_stops_in_time_and_the_learning_rate_reaches_its_end(
     warmup: str, peak: int, script: ModuleType, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(1000))  # every look at the clock finds it a second later
-    monkeypatch.setattr(wall_clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     run = ["--do_train", "--num_train_epochs", "500", "--max_minutes", "0.5", "--warmup_steps", warmup]
     trainer = script.main([*TINY, *files, *run, "--logging_steps", "1", "--output_dir", str(tmp_path / "out")])
     assert trainer.state.global_step == 30

@@ -1,0 +1,168 @@
+"""The mean of several checkpoints of one training run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    TrainerState,
+)
+from transformers.trainer_utils import sort_checkpoints
+
+from .modeling.checkpoint_files import check_files, shard_names
+
+NOT_COMPARED = ("transformers_version", "dragoman_version", "_name_or_path")  # fields that change no weight
+
+
+def average_checkpoints(
+    folders: str | Path | Sequence[str | Path],
+    *,
+    last: int | None = None,
+    best: int | None = None,
+    metric_for_best_model: str | None = None,
+    greater_is_better: bool | None = None,
+) -> PreTrainedModel:
+    """A model whose every weight is ``Σᵢ wᵢ / n`` over n checkpoints (Vaswani et al., 2017, section 6.1).
+
+    ``folders`` are the checkpoints, or a Trainer's ``output_dir`` with ``last=n`` or ``best=n`` of those saved in it.
+    The sum is taken in float64, one checkpoint at a time in memory beside it; the mean has the dtype of the weights.
+    What is no floating-point number (counters), the generation config and the files' tokenizer are the last one's.
+
+    The best are those of the highest, or lowest, ``metric_for_best_model`` in ``trainer_state.json``, by default the
+    one the Trainer itself chose its best by, else ``eval_loss``; ``greater_is_better`` as TrainingArguments has it.
+
+    Raises:
+        ValueError: for too few checkpoints, unknown metrics, or checkpoints that differ in configuration, names or
+            shapes: the differences are named.
+        OSError: for a folder without whole safetensors weights.
+    """
+    chosen = select_checkpoints(folders, last, best, metric_for_best_model, greater_is_better)
+    check_alike(chosen)
+    total: dict[str, Tensor] = {}
+    for folder in chosen:
+        model: Any = None  # the one before leaves memory first
+        model = load(folder)
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                total[name] = total.get(name, 0.0) + tensor.double()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in total:
+                tensor.copy_(total.pop(name) / len(chosen))
+    return model
+
+
+def select_checkpoints(
+    folders: str | Path | Sequence[str | Path],
+    last: int | None = None,
+    best: int | None = None,
+    metric_for_best_model: str | None = None,
+    greater_is_better: bool | None = None,
+) -> list[Path]:
+    """The folders that `average_checkpoints` takes the mean of, in the order of their steps."""
+    if not isinstance(folders, str | Path):
+        if last is not None or best is not None:
+            raise ValueError("last=... and best=... choose from a Trainer's output_dir: pass that instead of a list.")
+        if not folders:
+            raise ValueError("There are no checkpoints to average: the list of folders is empty.")
+        return [Path(folder) for folder in folders]
+    if (last is None) == (best is None):
+        raise ValueError(f"Choose from the checkpoints in {folders}: last=10, or best=5.")
+    count = last if best is None else best
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{'last' if best is None else 'best'}={count!r} must be a whole number above 0.")
+    if not Path(folders).is_dir():
+        raise ValueError(f"{folders}: no such folder.")
+    found = [Path(folder) for folder in sort_checkpoints(str(folders)) if folder.rpartition("-")[2].isdigit()]
+    if len(found) < count:
+        raise ValueError(
+            f"{count} checkpoints wanted, but {folders} has {len(found)} (checkpoint-*): ask for fewer, or train with "
+            "a larger save_total_limit and more frequent saving."
+        )
+    if best is None:
+        return found[-count:]
+    values, greater = read_metric(found, metric_for_best_model, greater_is_better)
+    order = sorted(range(len(found)), key=lambda i: -values[i] if greater else values[i])
+    return [found[i] for i in sorted(order[:count])]
+
+
+def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -> tuple[list[float], bool]:
+    """Its value at each checkpoint, and whether more of it is better."""
+    state = TrainerState.load_from_json(str(folders[-1] / "trainer_state.json"))
+    history = {(name, entry["step"]): value for entry in state.log_history for name, value in entry.items()}
+    if metric is None:
+        chosen = (name for (name, step), value in history.items() if is_best(state, name, step, value))
+        metric = next(chosen, "eval_loss")
+    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    values = {step: value for (name, step), value in history.items() if name == metric}
+    steps = [int(folder.name.rpartition("-")[2]) for folder in folders]
+    if missing := [step for step in steps if step not in values]:
+        known = sorted({name for name, _ in history if name.startswith("eval_")})
+        raise ValueError(
+            f"{folders[-1] / 'trainer_state.json'} has no {metric} at step {missing[0]} (it knows "
+            f"{', '.join(known) or 'no evaluation'}): train with eval_strategy and save_strategy alike, or use last=..."
+        )
+    if greater is None:
+        greater = not metric.endswith("loss")  # as TrainingArguments do
+        if state.best_metric is not None and values.get(state.best_global_step) == state.best_metric:
+            greater = state.best_metric == max(values.values())
+    return [values[step] for step in steps], greater
+
+
+def is_best(state: TrainerState, name: str, step: int, value: Any) -> bool:
+    return name.startswith("eval_") and step == state.best_global_step and value == state.best_metric
+
+
+def check_alike(folders: list[Path]) -> None:
+    """Raises ValueError naming what differs from the first one, without loading a weight."""
+    first: tuple[dict[str, Any], dict[str, Any]] | None = None
+    for folder in folders:
+        config = AutoConfig.from_pretrained(folder).to_dict()
+        if config.get("quantization_config"):
+            raise ValueError(f"{folder} is quantized: average the checkpoints that it was made from.")
+        fields = {name: value for name, value in config.items() if name not in NOT_COMPARED}
+        found = fields, read_shapes(folder)
+        first = first or found
+        for what, ours, theirs in zip(("configuration", "weights"), first, found, strict=True):
+            differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            if differing:
+                shown = ", ".join(f"{name} ({ours.get(name)} and {theirs.get(name)})" for name in differing[:3])
+                raise ValueError(
+                    f"{folders[0]} and {folder} differ in their {what}: {shown}"
+                    f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}. Only checkpoints of one "
+                    "training run can be averaged."
+                )
+
+
+def read_shapes(folder: Path) -> dict[str, list[int]]:
+    """Of all weights, by name, from the headers of the files."""
+    check_files(folder)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not single.is_file() and not index.is_file():
+        raise OSError(f"{folder} has no model.safetensors: is it a checkpoint?")
+    shapes: dict[str, list[int]] = {}
+    for file in [single] if single.is_file() else [folder / name for name in shard_names(index)]:
+        with safe_open(file, "pt") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return shapes
+
+
+def load(folder: Path) -> PreTrainedModel:
+    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
+    classifies = architectures[0].endswith("ForSequenceClassification")
+    auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForSeq2SeqLM
+    return auto.from_pretrained(folder)
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """If the Trainer saved one there, its ``processing_class``."""
+    if (folder / "tokenizer_config.json").is_file():
+        AutoTokenizer.from_pretrained(folder).save_pretrained(target)

@@ -1,0 +1,92 @@
+"""A moving average of the weights, kept while they train."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+KEY = "exponential_moving_average"  # in the optimizer's state of each parameter
+
+
+class ExponentialMovingAverageCallback(TrainerCallback):
+    """Keeps ``s ← d·s + (1 − d)·w`` over the steps of any Trainer, and ends with the model's weights being s.
+
+    d is ``min(decay, (1 + t) / (10 + t))`` at step t, so that the beginning is soon forgotten. Evaluation while
+    training is of s; training, and the weights in its checkpoints, stay what they were without it. s is kept in the
+    state of the optimizer, so that ``resume_from_checkpoint`` goes on exactly; it takes the memory of the weights once.
+
+    Polyak and Juditsky, 1992; as in Vaswani et al.'s Tensor2Tensor, with the warm-up of TensorFlow's.
+
+    Raises:
+        ValueError: for a decay outside (0, 1); in training, for weights in half precision, which cannot hold small
+            changes; for ``load_best_model_at_end``; for a checkpoint to resume that was trained without the average.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"decay={decay!r} must be between 0 and 1, such as 0.999.")
+        self.decay = decay
+        self._swapped = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end=True would end with the weights of a checkpoint, not with their average: leave "
+                "it out."
+            )
+        if state.global_step and not any(KEY in kept for _, kept in self._trained(optimizer)):
+            raise ValueError("The checkpoint to resume was trained without ExponentialMovingAverageCallback.")
+        for parameter, _kept in self._trained(optimizer):
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"weights in {parameter.dtype} cannot hold the small changes of a moving average: load the "
+                    "model in dtype=torch.float32, and train with bf16=True."
+                )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if self._swapped:  # an evaluation that was announced and did not come
+            self._swap(optimizer)
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        step = state.global_step + 1  # counted only afterwards
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for parameter, kept in self._trained(optimizer):
+            if KEY in kept:
+                kept[KEY].lerp_(parameter, 1 - decay)
+            elif parameter.grad is not None:  # else it never moved, and optimizers set up an empty state
+                kept[KEY] = parameter.detach().clone()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if control.should_evaluate:
+            self._swap(optimizer)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if control.should_evaluate and not self._swapped:
+            self._swap(optimizer)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if self._swapped:
+            self._swap(optimizer)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if not self._swapped:
+            self._swap(optimizer)
+        self._swapped = False
+
+    @torch.no_grad()
+    def _swap(self, optimizer: Any) -> None:
+        """Weights and their average change places."""
+        for parameter, kept in self._trained(optimizer):
+            if KEY in kept:
+                now = parameter.detach().clone()
+                parameter.copy_(kept[KEY])
+                kept[KEY].copy_(now)
+        self._swapped = not self._swapped
+
+    def _trained(self, optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield parameter, optimizer.state[parameter]

@@ -1,0 +1,267 @@
+"""Averages of weights: over checkpoints against the mean in float64, over steps against the recursion, resuming."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+    TrainerCallback,
+)
+from typer.testing import CliRunner
+
+import dragoman
+from dragoman import ExponentialMovingAverageCallback, average_checkpoints
+from dragoman.__main__ import app
+from ladder import SIDES
+from support import build, tiny
+from test_token_training import StopAt, trainer
+
+SAVING: dict[str, Any] = {
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "save_steps": 2,
+    "eval_steps": 2,
+    "max_steps": 8,
+    "save_total_limit": 9,
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Trainer's folder with checkpoint-2, -4, -6 and -8."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer(folder, **SAVING).train()
+    shutil.copytree(folder / "checkpoint-8", folder / "checkpoint-9-kept")  # no checkpoint of the Trainer's
+    return folder
+
+
+def mean(folders: list[Path]) -> dict[str, torch.Tensor]:
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    return {name: sum(w[name].double() for w in weights).div(len(weights)).float() for name in weights[0]}
+
+
+def test_the_last_checkpoints(run: Path, tmp_path: Path) -> None:
+    model = average_checkpoints(run, last=3)
+    expected = mean([run / f"checkpoint-{step}" for step in (4, 6, 8)])
+    state = model.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, msg=name)
+    assert not torch.equal(
+        state["model.encoder.embed_tokens.weight"], mean([run / "checkpoint-8"])["model.encoder.embed_tokens.weight"]
+    )
+    assert model.get_input_embeddings().weight is model.lm_head.weight  # still tied
+    assert type(model) is dragoman.DragomanForConditionalGeneration
+    assert not model.training
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(AutoModelForSeq2SeqLM.from_pretrained(tmp_path).state_dict(), state, rtol=0, atol=0)
+    alone = average_checkpoints([run / "checkpoint-4"]).state_dict()
+    for name, tensor in load_file(run / "checkpoint-4" / "model.safetensors").items():
+        torch.testing.assert_close(alone[name], tensor, rtol=0, atol=0)
+
+
+def rewrite_metric(run: Path, to: Path, name: str, values: dict[int, float], best: int | None) -> Path:
+    shutil.copytree(run, to)
+    path = to / "checkpoint-8" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for entry in state["log_history"]:
+        if "eval_loss" in entry and entry["step"] in values:
+            entry[name] = values[entry["step"]]
+    if best is not None:
+        state |= {"best_metric": values[best], "best_global_step": best}
+    path.write_text(json.dumps(state))
+    return to
+
+
+def test_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
+    """By the loss unless the Trainer chose by another metric, or the caller does; lower or higher as either says."""
+    folder = rewrite_metric(run, tmp_path / "a", "eval_loss", {2: 1.0, 4: 3.0, 6: 2.0, 8: 4.0}, None)
+    rewritten = {2: 5.0, 4: 7.0, 6: 6.0, 8: 5.5}
+
+    def chosen(best: int = 2, **options: Any) -> list[int]:
+        folders = dragoman.averaging.select_checkpoints(folder, best=best, **options)
+        return [int(path.name.rpartition("-")[2]) for path in folders]
+
+    assert chosen() == [2, 6]
+    assert chosen(metric_for_best_model="loss", greater_is_better=True) == [4, 8]
+    folder = rewrite_metric(folder, tmp_path / "b", "eval_bleu", rewritten, 4)
+    assert chosen() == chosen(metric_for_best_model="bleu") == [4, 6]
+    assert chosen(metric_for_best_model="eval_loss") == [2, 6]
+    folder = rewrite_metric(folder, tmp_path / "c", "eval_wer", {2: 1.0, 4: 3.0, 6: 2.5, 8: 1.5}, 2)
+    assert chosen() == [2, 8]
+    assert chosen(1, metric_for_best_model="eval_bleu") == [4]
+    found = average_checkpoints(folder, best=2).state_dict()
+    for name, tensor in mean([run / "checkpoint-2", run / "checkpoint-8"]).items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"trainer_state.json has no eval_chrf at step 2 \(it knows eval_bleu, eval_"):
+        chosen(metric_for_best_model="chrf")
+
+
+def test_shards_counters_and_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier of transformers, in several files; and with a buffer that counts, which is the last one's."""
+
+    class Counting(BartForSequenceClassification):
+        def __init__(self, config: BartConfig) -> None:
+            super().__init__(config)
+            self.register_buffer("count", torch.tensor(0))
+
+    states = []
+    for i in range(3):
+        torch.manual_seed(i)
+        model = BartForSequenceClassification(BartConfig(vocab_size=61, **SIDES))
+        model.save_pretrained(tmp_path / str(i), max_shard_size="20KB")
+        model = Counting.from_pretrained(tmp_path / str(i))
+        model.count += i
+        model.save_pretrained(tmp_path / f"counting-{i}")
+        states.append(BartForSequenceClassification.from_pretrained(tmp_path / str(i)).state_dict())
+    assert (tmp_path / "0" / "model.safetensors.index.json").is_file()
+    found = average_checkpoints([tmp_path / str(i) for i in range(3)])
+    assert type(found) is BartForSequenceClassification
+    assert isinstance(AutoModelForSequenceClassification.from_config(found.config), type(found))
+    for name, tensor in found.state_dict().items():
+        expected = (sum(state[name].double() for state in states) / 3).float()
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0, msg=name)
+    monkeypatch.setattr("dragoman.averaging.load", Counting.from_pretrained)
+    assert average_checkpoints([tmp_path / f"counting-{i}" for i in range(3)]).count == 2
+
+
+def test_half_precision_is_summed_in_float64(tmp_path: Path) -> None:
+    model = build(tiny()).bfloat16()
+    with torch.no_grad():
+        for i, shift in enumerate((0.0, 256.0, -256.0)):
+            model.model.encoder.norm.weight.fill_(1.0 + 2**-7 + shift)
+            model.save_pretrained(tmp_path / str(i))
+    found = average_checkpoints([tmp_path / str(i) for i in range(3)])
+    assert found.dtype == torch.bfloat16
+    weights = [load_file(tmp_path / str(i) / "model.safetensors")["model.encoder.norm.weight"] for i in range(3)]
+    expected = torch.stack([weight.double() for weight in weights]).mean(0)
+    torch.testing.assert_close(found.model.encoder.norm.weight, expected.bfloat16(), rtol=0, atol=0)
+
+
+def test_refusals(run: Path, tmp_path: Path) -> None:
+    deeper, wider = tmp_path / "deeper", tmp_path / "wider"
+    base = tmp_path / "base"
+    build(tiny()).save_pretrained(base)
+    build(tiny(decoder_num_hidden_layers=3)).save_pretrained(deeper)
+    build(tiny(vocab_size=38)).save_pretrained(wider)
+    with pytest.raises(
+        ValueError, match=r"differ in their configuration: decoder_num_hidden_layers \(2 and 3\)\. Only"
+    ):
+        average_checkpoints([base, deeper])
+    with pytest.raises(ValueError, match=r"base and .*wider differ in their configuration: vocab_size \(37 and 38\)"):
+        average_checkpoints([base, base, wider])
+    shutil.copy(base / "config.json", wider / "config.json")
+    with pytest.raises(ValueError, match=r"differ in their weights: .*\(\[37, 32\] and \[38, 32\]\)"):
+        average_checkpoints([base, wider])
+    (wider / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"has no model\.safetensors: is it a checkpoint\?"):
+        average_checkpoints([wider])
+    for arguments, options, message in (
+        (run, {}, "Choose from the checkpoints in .*: last=10, or best=5"),
+        (run, {"last": 2, "best": 2}, "Choose from"),
+        (run, {"last": 0}, "last=0 must be a whole number above 0"),
+        (run, {"last": 5}, r"5 checkpoints wanted, but .* has 4 \(checkpoint-\*\): ask for fewer, or train with"),
+        ([], {}, "the list of folders is empty"),
+        ([run], {"last": 1}, "pass that instead of a list"),
+        (tmp_path / "none", {"last": 1}, "no such folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            average_checkpoints(arguments, **options)  # type: ignore[arg-type]
+
+
+def test_the_command_line(run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "mean"
+    printed = CliRunner().invoke(app, ["average", str(run), str(to), "--last", "2"])
+    assert printed.exit_code == 0, printed.output
+    assert "The mean of checkpoint-6, checkpoint-8 is in" in printed.output
+    found = load_file(to / "model.safetensors")
+    torch.testing.assert_close(found, mean([run / "checkpoint-6", run / "checkpoint-8"]), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(to)("abc")["input_ids"]
+    again = CliRunner().invoke(app, ["average", str(run), str(to), "--last", "2"])
+    assert again.exit_code == 1
+    assert "exists: name a new folder" in again.stderr
+    best = CliRunner().invoke(app, ["average", str(run), str(tmp_path / "best"), "--best", "1", "--metric", "loss"])
+    assert best.exit_code == 0, best.output
+
+
+# ---- exponential moving average ----
+
+
+class Watch(TrainerCallback):
+    """Raw weights of every step, in float64, and how a decay would average them."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.average, self.step = decay, {}, 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, parameter in model.named_parameters():
+            now = parameter.detach().double()
+            self.average[name] = decay * self.average.get(name, now) + (1 - decay) * now
+
+
+def test_the_moving_average_is_the_recursion_and_leaves_training_alone(tmp_path: Path) -> None:
+    options = {**SAVING, "dropout": 0.1, "save_steps": 4}
+    plain = trainer(tmp_path / "plain", **options)
+    plain.train()
+    run, watch = trainer(tmp_path / "run", **options), Watch(0.6)
+    run.add_callback(watch)
+    run.add_callback(ExponentialMovingAverageCallback(decay=0.6))
+    run.train()
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(parameter.double(), watch.average[name], rtol=1e-5, atol=1e-6, msg=name)
+    raw = [load_file(tmp_path / which / "checkpoint-8" / "model.safetensors") for which in ("plain", "run")]
+    torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
+    losses = [[e["eval_loss"] for e in r.state.log_history if "eval_loss" in e] for r in (plain, run)]
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert all(a != b for a, b in zip(*losses, strict=True))  # while training, the average is evaluated
+    assert run.evaluate()["eval_loss"] == losses[1][-1]
+
+
+def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
+    options = {**SAVING, "dropout": 0.1, "eval_steps": 3}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.add_callback(ExponentialMovingAverageCallback(0.9))
+    whole.train()
+    stopped = trainer(tmp_path / "part", **options)
+    stopped.add_callback(ExponentialMovingAverageCallback(0.9))
+    stopped.add_callback(StopAt(4))
+    stopped.train()
+    moved = tmp_path / "moved"
+    shutil.move(tmp_path / "part", moved)
+    resumed = trainer(tmp_path / "rest", **options)
+    resumed.add_callback(ExponentialMovingAverageCallback(0.9))
+    resumed.train(resume_from_checkpoint=str(moved / "checkpoint-4"))
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    without = trainer(tmp_path / "plain", **options)
+    without.add_callback(StopAt(2))
+    without.train()
+    late = trainer(tmp_path / "plain", **options)
+    late.add_callback(ExponentialMovingAverageCallback())
+    with pytest.raises(ValueError, match="to resume was trained without ExponentialMovingAverageCallback"):
+        late.train(resume_from_checkpoint=True)
+
+
+def test_what_a_moving_average_refuses(tmp_path: Path) -> None:
+    for decay in (0, 1.0, -0.5):
+        with pytest.raises(ValueError, match=f"decay={decay} must be between 0 and 1, such as 0.999"):
+            ExponentialMovingAverageCallback(decay)
+    run = trainer(tmp_path, **SAVING, load_best_model_at_end=True)
+    run.add_callback(ExponentialMovingAverageCallback())
+    with pytest.raises(ValueError, match="load_best_model_at_end=True would end with the weights of a checkpoint"):
+        run.train()
+    run = trainer(tmp_path, **SAVING)
+    run.model.bfloat16()
+    run.add_callback(ExponentialMovingAverageCallback())
+    with pytest.raises(ValueError, match=r"weights in torch\.bfloat16 cannot hold the small changes"):
+        run.train()
