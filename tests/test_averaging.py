@@ -96,7 +96,7 @@ def test_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
     folder = rewrite_metric(folder, tmp_path / "b", "eval_bleu", rewritten, 4)
     assert chosen() == chosen(metric_for_best_model="bleu") == [4, 6]
     assert chosen(metric_for_best_model="eval_loss") == [2, 6]
-    folder = rewrite_metric(folder, tmp_path / "c", "eval_wer", {2: 1.0, 4: 3.0, 6: 2.5, 8: 1.5}, 2)
+    folder = rewrite_metric(folder, tmp_path / "c", "eval_wer", {2: 0.1, 4: 0.3, 6: 0.25, 8: 0.15}, 2)
     assert chosen() == [2, 8]
     assert chosen(1, metric_for_best_model="eval_bleu") == [4]
     found = average_checkpoints(folder, best=2).state_dict()
@@ -120,7 +120,7 @@ def test_shards_counters_and_other_models(tmp_path: Path, monkeypatch: pytest.Mo
         model = BartForSequenceClassification(BartConfig(vocab_size=61, **SIDES))
         model.save_pretrained(tmp_path / str(i), max_shard_size="20KB")
         model = Counting.from_pretrained(tmp_path / str(i))
-        model.count += i
+        model.count.fill_(i)
         model.save_pretrained(tmp_path / f"counting-{i}")
         states.append(BartForSequenceClassification.from_pretrained(tmp_path / str(i)).state_dict())
     assert (tmp_path / "0" / "model.safetensors.index.json").is_file()
@@ -229,7 +229,7 @@ def test_the_moving_average_is_the_recursion_and_leaves_training_alone(tmp_path:
 
 
 def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
-    options = {**SAVING, "dropout": 0.1, "eval_steps": 3}
+    options = {**SAVING, "dropout": 0.1, "eval_steps": 3, "save_steps": 4, "max_steps": 6}
     whole = trainer(tmp_path / "whole", **options)
     whole.add_callback(ExponentialMovingAverageCallback(0.9))
     whole.train()
@@ -244,7 +244,7 @@ def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(moved / "checkpoint-4"))
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
     without = trainer(tmp_path / "plain", **options)
-    without.add_callback(StopAt(2))
+    without.add_callback(StopAt(4))
     without.train()
     late = trainer(tmp_path / "plain", **options)
     late.add_callback(ExponentialMovingAverageCallback())

@@ -1,0 +1,208 @@
+"""Score a checkpoint on a test file, and write down all that it answered.
+
+    python examples/recipes/score.py runs/g2p g2p valid.tsv
+    python examples/recipes/score.py runs/multi30k bleu test.en --references test.de --tokenized --lowercase
+    python examples/recipes/score.py runs/ar2en transliteration eval.txt --num-beams 4
+    python examples/recipes/score.py runs/sst2 classification dev.txt
+
+Tasks and their files, each compressed or not:
+
+- `g2p`: `WORD<TAB>PH PH PH`, a line a pronunciation. A word is right if it equals any of its pronunciations; phoneme
+  errors count against the nearest one.
+- `transliteration`: `source<TAB>target`. Word and character error rate.
+- `bleu`: sources, a text a line, with `--references`; or `source<TAB>target`. sacreBLEU, with its signature.
+- `classification`: `label text` or `label<TAB>text` a line; a first line `label...` is a header. Accuracy.
+
+Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
+score<TAB>text`) in `--output-dir`. Needs `pip install dragoman[examples]`.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import transformers
+import typer
+from rapidfuzz.distance import Levenshtein
+from sacrebleu import BLEU
+from transformers import pipeline
+
+import dragoman  # registers models and the pipeline
+
+Scores = dict[str, Any]
+
+
+class Task(StrEnum):
+    G2P = "g2p"
+    TRANSLITERATION = "transliteration"
+    BLEU = "bleu"
+    CLASSIFICATION = "classification"
+
+
+@dataclass
+class Test:
+    sources: list[str]
+    references: list[list[str]]  # of each source, one or more
+
+
+def fail(message: str) -> NoReturn:
+    typer.echo(f"score: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def read_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        fail(f"{path}: no such file.")
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = raw.decode("utf-8").removeprefix("\ufeff").split("\n")
+    lines = [line.rstrip("\r") for line in lines[: -1 if lines[-1] == "" else None]]
+    if not lines:
+        fail(f"{path}: the file is empty.")
+    return lines
+
+
+def read_pairs(path: Path, separator: str | None = "\t") -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(read_lines(path), start=1):
+        parts = line.split(separator, 1)
+        if len(parts) != 2 or not all(part.strip() for part in parts):
+            fail(f"{path}:{number}: expected two columns, found {line!r:.60}.")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def read_test(task: Task, path: Path, references: Path | None) -> Test:
+    if references is not None:
+        if task != Task.BLEU:
+            fail(f"--references is for bleu; {task} reads both columns from {path}.")
+        sources, targets = read_lines(path), read_lines(references)
+        if len(sources) != len(targets):
+            fail(f"{path} has {len(sources)} lines, {references} has {len(targets)}: they are not parallel.")
+        return Test(sources, [[target] for target in targets])
+    if task == Task.CLASSIFICATION:
+        pairs = read_pairs(path, None)
+        if pairs[0][0] == "label":
+            del pairs[0]
+        return Test([text for _, text in pairs], [[label] for label, _ in pairs])
+    if task == Task.G2P:
+        words: dict[str, list[str]] = {}
+        for word, pronunciation in read_pairs(path):
+            words.setdefault(word, []).append(pronunciation)
+        return Test(list(words), list(words.values()))
+    pairs = read_pairs(path)
+    return Test([source for source, _ in pairs], [[target] for _, target in pairs])
+
+
+def error_rates(
+    answers: Sequence[str], references: Sequence[Sequence[str]], split: Callable[[str], Sequence[str]]
+) -> tuple[float, float]:
+    """In percent: answers that equal no reference; and edits against the nearest reference, by its length."""
+    wrong = edits = length = 0
+    for answer, ways in zip(answers, references, strict=True):
+        symbols = split(answer)
+        distance, size = min((Levenshtein.distance(symbols, split(way)), len(split(way))) for way in ways)
+        wrong, edits, length = wrong + (distance > 0), edits + distance, length + size
+    return 100 * wrong / len(answers), 100 * edits / length
+
+
+def score(task: Task, answers: list[str], references: list[list[str]], tokenized: bool, lowercase: bool) -> Scores:
+    if task == Task.CLASSIFICATION:
+        right = sum(answer == labels[0] for answer, labels in zip(answers, references, strict=True))
+        return {"accuracy": 100 * right / len(answers)}
+    if task == Task.BLEU:
+        metric = BLEU(tokenize="none" if tokenized else "13a", lowercase=lowercase, force=tokenized)
+        targets = [ways[0] for ways in references]
+        if tokenized:
+            answers, targets = [join(text) for text in answers], [join(text) for text in targets]
+        bleu = metric.corpus_score(answers, [targets])
+        return {"bleu": bleu.score, "signature": str(metric.get_signature())}
+    if task == Task.G2P:
+        wer, per = error_rates(answers, references, str.split)
+        return {"wer": wer, "per": per}
+    wer, cer = error_rates(answers, references, list)
+    return {"wer": wer, "cer": cer}
+
+
+def join(text: str) -> str:
+    """Subwords that `@@ ` cut apart, put together."""
+    return text.replace("@@ ", "").removesuffix("@@")
+
+
+def generate(checkpoint: Path, sources: list[str], options: dict[str, Any]) -> list[list[tuple[str, float]]]:
+    """The n best of each source, with their scores."""
+    pipe = pipeline("dragoman-text2text", model=str(checkpoint), return_scores=True, **options)
+    found = pipe(sources)
+    rows = [records if isinstance(records, list) else [records] for records in found]
+    return [[(record["generated_text"], record["score"]) for record in records] for records in rows]
+
+
+def classify(checkpoint: Path, sources: list[str], batch_size: int) -> list[list[tuple[str, float]]]:
+    pipe = pipeline("text-classification", model=str(checkpoint), top_k=None, batch_size=batch_size)
+    names = {name: str(index) for name, index in (pipe.model.config.label2id or {}).items()}
+    plain = all(name == f"LABEL_{index}" for name, index in names.items())  # nobody named them: the file has numbers
+    rows = pipe(sources, truncation=True)
+    return [[(names[r["label"]] if plain else r["label"], r["score"]) for r in row] for row in rows]
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder with model and tokenizer.")],
+    task: Annotated[Task, typer.Argument()],
+    testfile: Annotated[Path, typer.Argument(help="In the task's format, .gz or not.")],
+    references: Annotated[
+        Path | None, typer.Option(help="bleu: the targets, if testfile has the sources alone.")
+    ] = None,
+    tokenized: Annotated[bool, typer.Option(help="bleu: of tokenized text, whose `@@ ` are joined.")] = False,
+    lowercase: Annotated[bool, typer.Option(help="bleu: letter case does not count.")] = False,
+    num_beams: int = 5,
+    nbest: Annotated[int, typer.Option(help="How many to write down, at most num-beams.")] = 5,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    output_dir: Annotated[Path | None, typer.Option(help="Default: the checkpoint's folder, task and file.")] = None,
+) -> None:
+    """Score a checkpoint on a test file, and write down all that it answered."""
+    if not checkpoint.is_dir():
+        fail(f"{checkpoint}: no such folder.")
+    test = read_test(task, testfile, references)
+    options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": min(nbest, num_beams)}
+    options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "length_penalty": length_penalty}
+    if task == Task.CLASSIFICATION:
+        options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
+    else:
+        rows = generate(checkpoint, test.sources, options)
+    scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
+    data = [testfile] if references is None else [testfile, references]
+    result = scores | {
+        "task": str(task),
+        "rows": len(rows),
+        "options": options,
+        "weights_sha256": sha256(sorted(checkpoint.glob("*.safetensors"))),
+        "data_sha256": sha256(data),
+        "versions": {m.__name__: m.__version__ for m in (dragoman, transformers, torch)},
+    }
+    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    with (output_dir / "nbest.tsv").open("w", encoding="utf-8", newline="\n") as file:
+        for number, row in enumerate(rows):
+            for rank, (text, value) in enumerate(row, start=1):
+                file.write(f"{number}\t{rank}\t{value:.6f}\t{' '.join(text.split())}\n")
+    shown = (f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items())
+    typer.echo(f"{testfile.name}, {len(rows)} rows: {', '.join(shown)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

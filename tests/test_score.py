@@ -1,0 +1,155 @@
+"""examples/recipes/score.py: rates by hand, sacreBLEU's own number, and a checkpoint scored from the command line."""
+
+import gzip
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import typer
+from sacrebleu import corpus_bleu
+from transformers import BartConfig, BartForSequenceClassification, pipeline
+from typer.testing import CliRunner
+
+import dragoman
+from ladder import SIDES
+from support import ROOT, build, tiny
+from test_pipelines import letters
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("score", ROOT / "examples" / "recipes" / "score.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_word_is_right_by_any_pronunciation_and_errors_count_against_the_nearest(script: ModuleType) -> None:
+    references = [["AH B", "EY B IY"], ["K AE T"], ["D AO G", "D AA"]]
+    answers = ["EY B IY", "K AH T S", "D AA G Z"]
+    # right; one changed and one added of 3; one changed and one added of 3, two added to "D AA": the shorter is taken
+    found = script.score("g2p", answers, references, False, False)
+    assert found == {"wer": pytest.approx(100 * 2 / 3), "per": pytest.approx(100 * (0 + 2 + 2) / (3 + 3 + 2))}
+    found = script.score("transliteration", ["abbe", "arlan", "x"], [["abbe"], ["arlen"], ["yyy"]], False, False)
+    assert found == {"wer": pytest.approx(100 * 2 / 3), "cer": pytest.approx(100 * (0 + 1 + 3) / (4 + 5 + 3))}
+    assert script.score("classification", ["1", "0", "1"], [["1"], ["1"], ["1"]], False, False) == {
+        "accuracy": pytest.approx(200 / 3)
+    }
+
+
+def test_bleu_is_that_of_sacrebleu(script: ModuleType) -> None:
+    cut = (["ein M@@ ann l@@ iest das Buch .", "zwei Hun@@ de rennen im Park"], ["ein Mann liest ein B@@ uch .", "Zwei Hunde ren@@ nen im Park"])  # fmt: skip
+    whole = (["ein Mann liest das Buch .", "zwei Hunde rennen im Park"], ["ein Mann liest ein Buch .", "Zwei Hunde rennen im Park"])  # fmt: skip
+    for lowercase in (False, True):
+        found = script.score("bleu", cut[0], [[text] for text in cut[1]], True, lowercase)
+        expected = corpus_bleu(whole[0], [whole[1]], tokenize="none", lowercase=lowercase, force=True).score
+        assert 0 < found["bleu"] == pytest.approx(expected)
+        assert f"case:{'lc' if lowercase else 'mixed'}" in found["signature"]
+        assert "tok:none" in found["signature"]
+    plain = script.score("bleu", whole[0], [[text] for text in whole[1]], False, False)
+    assert plain["bleu"] == pytest.approx(corpus_bleu(whole[0], [whole[1]]).score)
+    assert "tok:13a" in plain["signature"]
+
+
+def test_files(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "g2p.tsv").write_text("A\tAH\nB\tB IY\nA\tEY\n")
+    test = script.read_test("g2p", tmp_path / "g2p.tsv", None)
+    assert (test.sources, test.references) == (["A", "B"], [["AH", "EY"], ["B IY"]])
+    with gzip.open(tmp_path / "ar.txt.gz", "wb") as file:
+        file.write("\ufeffآب\tabbe\r\nآنز\tanz".encode())
+    test = script.read_test("transliteration", tmp_path / "ar.txt.gz", None)
+    assert (test.sources, test.references) == (["آب", "آنز"], [["abbe"], ["anz"]])
+    (tmp_path / "sst").write_text("0 one long string .\n1 good\n")
+    (tmp_path / "senti").write_text("label\ttext_a\n1\t好 酒店\n")
+    assert script.read_test("classification", tmp_path / "sst", None).sources == ["one long string .", "good"]
+    test = script.read_test("classification", tmp_path / "senti", None)
+    assert (test.sources, test.references) == (["好 酒店"], [["1"]])
+
+
+BAD: list[tuple[str, str, str | None, str]] = [
+    ("g2p", "A\n", None, "test:1: expected two columns, found 'A'"),
+    ("transliteration", "a\tb\nc\t \n", None, "test:2: expected two columns"),
+    ("bleu", "a\n", "b\nc\n", "they are not parallel"),
+    ("bleu", "", "b\n", "test: the file is empty"),
+    ("g2p", "A\tAH\n", "b\n", "--references is for bleu"),
+]
+
+
+@pytest.mark.parametrize(("task", "content", "references", "message"), BAD, ids=lambda value: str(value)[:12])
+def test_bad_files(
+    script: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    content: str,
+    references: str | None,
+    message: str,
+) -> None:
+    (tmp_path / "test").write_text(content)
+    (tmp_path / "references").write_text(references or "")
+    with pytest.raises(typer.Exit):
+        script.read_test(script.Task(task), tmp_path / "test", references and tmp_path / "references")
+    assert message in capsys.readouterr().err
+
+
+def run(script: ModuleType, *arguments: Any) -> str:
+    app = typer.Typer()
+    app.command()(script.main)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def test_a_checkpoint_is_scored_and_its_answers_written_down(script: ModuleType, tmp_path: Path) -> None:
+    words = dragoman.DragomanTokenizer.train(["abcdefgh"], algorithm="char", byte_fallback=False, vocab_size=40)
+    config = dragoman.DragomanConfig.from_tokenizer(
+        words, preset=tiny(vocab_size=len(words), tie_word_embeddings=False)
+    )
+    build(config).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    sources = ["abc", "hgfed", "a", "cab"]
+    pipe = pipeline("dragoman-text2text", model=str(tmp_path / "model"), num_beams=3, max_new_tokens=6, device="cpu")
+    best = [record["generated_text"] or "x" for record in pipe(sources)]
+    best[1] += "zz"  # not what it says
+    test = tmp_path / "test.tsv"
+    test.write_text("".join(f"{source}\t{target}\n" for source, target in zip(sources, best, strict=True)))
+    options = ["--num-beams", 3, "--nbest", 2, "--max-new-tokens", 6, "--batch-size", 2]
+    printed = run(script, tmp_path / "model", "transliteration", test, *options, "--output-dir", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "score.json").read_text())
+    answers = [record["generated_text"] for record in pipe(sources)]
+    wrong = sum(answer != target for answer, target in zip(answers, best, strict=True))
+    assert 0 < wrong < 4
+    assert result["wer"] == 25 * wrong
+    assert f"test.tsv, 4 rows: wer {25 * wrong:.2f}, cer" in printed
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert result["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    lines = [line.split("\t") for line in (tmp_path / "out" / "nbest.tsv").read_text().splitlines()]
+    assert [(line[0], line[1]) for line in lines] == [(str(row), rank) for row in range(4) for rank in "12"]
+    assert [line[3] for line in lines[::2]] == [" ".join(answer.split()) for answer in answers]
+    assert all(float(a[2]) >= float(b[2]) for a, b in zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # three labels
+    model = BartForSequenceClassification(BartConfig(**sizes, **SIDES)).eval()
+    model.save_pretrained(tmp_path / "model")
+    letters().save_pretrained(tmp_path / "model")
+    texts = ["abc", "d", "ponm", "hgfedcba"]
+    with torch.no_grad():
+        found = [
+            model(**letters()(text, return_tensors="pt", return_token_type_ids=False)).logits.argmax().item()
+            for text in texts
+        ]
+    (tmp_path / "test").write_text(
+        "".join(f"{label} {text}\n" for label, text in zip([*found[:3], (found[3] + 1) % 3], texts, strict=True))
+    )
+    assert "4 rows: accuracy 75.00" in run(script, tmp_path / "model", "classification", tmp_path / "test")
+    assert (tmp_path / "model" / "classification-test" / "nbest.tsv").is_file()
