@@ -1,5 +1,7 @@
 """pipeline("dragoman-text2text"): what it writes against generate() row by row, in which order, and what it refuses."""
 
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from bart_models import tiny as bart
 from dragoman.pipelines import WINDOW, Text2TextPipeline, register_pipelines
 from dragoman.target_languages import encode_for
 from ladder import SIDES, randomise
-from support import build, recurrent, tiny
+from support import ROOT, build, recurrent, tiny
 
 TASK = "dragoman-text2text"
 LETTERS = "abcdefghijklmnop"
@@ -293,6 +295,27 @@ def test_registration() -> None:
     for theirs in ("translation", "translation_en_to_de", "summarization", "text2text-generation"):
         with pytest.raises(KeyError, match="has been removed from transformers"):  # before any registry is asked
             pipeline(theirs)
+
+
+def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/pipelines.md, from top to bottom."""
+    monkeypatch.chdir(tmp_path)
+    model, words = family("dragoman")
+    model.save_pretrained("my-model")
+    words.save_pretrained("my-model")
+    Path("input.txt").write_text("abc\nponm\n")
+    spoken = dragoman.DragomanTokenizer.train(
+        [LETTERS], algorithm="char", byte_fallback=False, vocab_size=40, languages=["de", "fr"]
+    )
+    config = dragoman.DragomanConfig.from_tokenizer(spoken, preset=tiny(vocab_size=len(spoken)))
+    names = {"multilingual": pipeline(TASK, model=build(config), tokenizer=spoken, device="cpu")}
+    text = (ROOT / "docs" / "pipelines.md").read_text("utf-8")
+    snippets = re.findall(r"^( *)```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 3
+    for _, snippet in snippets:
+        exec(compile(textwrap.dedent(snippet), "pipelines.md", "exec"), names)
+    assert len(names["best"]) == 3
+    assert capsys.readouterr().out.count("\n") == 6
 
 
 # ---- languages ----

@@ -375,11 +375,16 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "valid": rows(9),
     }
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 6
     for snippet in snippets:
+        if "average_checkpoints(" in snippet:
+            assert names["args"].max_minutes == 50
+            assert names["trainer"].state.global_step == 10
+            saved = trainer("my-model", save_strategy="steps", save_steps=1, max_steps=3)
+            saved.train()
         exec(compile(snippet, "training.md", "exec"), names)
-    assert names["trainer"].state.global_step == 10
-    assert names["args"].packing
+    assert Path("my-average", "model.safetensors").is_file()
+    names["trainer"].train()
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0
