@@ -64,12 +64,6 @@ FIRST = {
     "modeling/vocabulary_resizing.py": "contract saving",
     "configuration/configuration_dragoman.py": "configuration saving",
     "configuration/presets.py": "configuration",
-    "dragoman/averaging.py": "averaging",
-    "dragoman/exponential_moving_average.py": "averaging",
-    "dragoman/pipelines.py": "pipelines",
-    "dragoman/sorted_batches.py": "pipelines",
-    "dragoman/target_languages.py": "pipelines",
-    "dragoman/wall_clock.py": "token_training",
     "configuration/validation.py": "configuration",
     "dragoman/conversion/fsmt.py": "conversion_fsmt",
     "dragoman/conversion/m2m_100.py": "conversion_m2m_100",
@@ -81,6 +75,12 @@ FIRST = {
     "dragoman/trainer.py": "trainer token_training",
     "dragoman/training_arguments.py": "token_training",
     "dragoman/packing.py": "packing",
+    "dragoman/averaging.py": "averaging",
+    "dragoman/exponential_moving_average.py": "averaging",
+    "dragoman/pipelines.py": "pipelines",
+    "dragoman/sorted_batches.py": "pipelines",
+    "dragoman/target_languages.py": "pipelines",
+    "dragoman/wall_clock.py": "token_training",
 }
 # Slow, and rarely the only ones to fail: last, unless they stand in the most telling file.
 LAST = ("one_graph", "flex_attention", "new_process", "another_process", "compiled", "stock_trainers")

@@ -360,7 +360,7 @@ def test_a_forced_first_token(kind: str) -> None:
     sizes = {"vocab_size": len(words), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     architecture = "MBart" if kind == "mbart" else "Bart"
     model = bart(architecture, **sizes, decoder_start_token_id=2, forced_eos_token_id=None).double()
-    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", batch_size=4, max_new_tokens=8, src_lang=english)
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", batch_size=3, max_new_tokens=8, src_lang=english)
     rows: list[Any] = [{"text": text, "tgt_lang": german if i % 2 else french} for i, text in enumerate(TEXTS)]
     rows[2]["src_lang"] = german
     for options in ({}, {"num_beams": 3}):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import BartConfig, BartForSequenceClassification, pipeline
 from typer.testing import CliRunner
 
 import dragoman
+import dragoman.__main__
 from ladder import SIDES
 from support import ROOT, build, tiny
 from test_pipelines import letters
@@ -153,3 +155,18 @@ def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
     )
     assert "4 rows: accuracy 75.00" in run(script, tmp_path / "model", "classification", tmp_path / "test")
     assert (tmp_path / "model" / "classification-test" / "nbest.tsv").is_file()
+
+
+def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:
+    """Each command of the README and of the script itself gets as far as looking for the checkpoint."""
+    readme = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
+    commands = re.findall(r"python examples/recipes/score\.py (.*)", f"{readme}\n{script.__doc__}")
+    assert len(commands) == 8
+    app = typer.Typer()
+    app.command()(script.main)
+    for command in commands:
+        result = CliRunner().invoke(app, command.split())
+        assert (result.exit_code, result.stderr) == (1, f"score: {command.split()[0]}: no such folder.\n")
+    (average,) = re.findall(r"python -m dragoman (average .*)", readme)
+    result = CliRunner().invoke(dragoman.__main__.app, average.split())
+    assert (result.exit_code, result.stderr) == (1, "runs/multi30k: no such folder.\n")
