@@ -34,7 +34,7 @@ def average_checkpoints(
 
     ``folders`` are the checkpoints, or a Trainer's ``output_dir`` with ``last=n`` or ``best=n`` of those saved in it.
     The sum is taken in float64, one checkpoint at a time in memory beside it; the mean has the dtype of the weights.
-    What is no floating-point number (counters), the generation config and the files' tokenizer are the last one's.
+    What is no floating-point number (counters) and the generation config are the last one's.
 
     The best are those of the highest, or lowest, ``metric_for_best_model`` in ``trainer_state.json``, by default the
     one the Trainer itself chose its best by, else ``eval_loss``; ``greater_is_better`` as TrainingArguments has it.

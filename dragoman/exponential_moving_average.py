@@ -17,7 +17,7 @@ class ExponentialMovingAverageCallback(TrainerCallback):
     training is of s; training, and the weights in its checkpoints, stay what they were without it. s is kept in the
     state of the optimizer, so that ``resume_from_checkpoint`` goes on exactly; it takes the memory of the weights once.
 
-    Polyak and Juditsky, 1992; as in Vaswani et al.'s Tensor2Tensor, with the warm-up of TensorFlow's.
+    After Polyak and Juditsky, 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 
     Raises:
         ValueError: for a decay outside (0, 1); in training, for weights in half precision, which cannot hold small
