@@ -2,8 +2,8 @@
 
     python benchmarks/loss.py [--quick] [--device cuda]
 
-One forward and backward of head and loss alone. Memory: what the peak grows by, of the process, each its own, or on CUDA
-of the device. Speed: both in one process, in turn, medians. Prints tables in Markdown. Linux only.
+One forward and backward of head and loss alone. Memory: what the peak grows by, of a process each, on CUDA of the
+device. Speed: both in one process, in turn, medians. Prints tables in Markdown. Linux only.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Models of one set of sizes, randomly initialised: transformers' own, ``nn.Transformer`` and x-transformers.
 
 All share one matrix between source, target and head, but T5Gemma, which has two, and whose feed-forward layers have a
-third matrix, a gate. None drops out attention. Called with ``input_ids``, ``attention_mask`` and ``labels``, all answer with ``.loss``.
+third matrix, a gate. None drops out attention. Called with ``input_ids``, ``attention_mask`` and ``labels``, all answer
+with ``.loss``.
 """
 
 from collections.abc import Callable

@@ -5,9 +5,9 @@
     python benchmarks/table.py --growth
 
 A cell is written to benchmarks/results as soon as it is measured, a failing one costs no other, and ``--resume``
-measures only what is missing there. The table takes 25 minutes on two idle cores. ``--vary`` asks instead whether the
-ratios hold where lengths and sizes are other than those of the table, by these factors; ``--growth`` how cost grows, one
-dimension at a time, and draws it. ``python benchmarks/performance.py`` then writes the page. Ends with the number of
+measures only what is missing there. It is made for two idle cores. ``--vary`` asks instead whether the
+ratios hold where lengths and sizes are other than those of the table, by these factors; ``--growth`` how cost grows,
+one dimension at a time, and draws it. ``python benchmarks/performance.py`` then writes the page. Ends with the number of
 cells that failed or fell short of their bar.
 """
 
@@ -87,7 +87,7 @@ def varied(factors: list[float], rounds: int, settings: dict[str, Any]) -> Cells
     for factor in factors:
         for order in ("ragged", "grouped"):
             work = Work(SIZES["small"].scaled(factor), order, batches=2, scale=factor)
-            cells[f"train small, {order}, × {factor:g}"] = partial(
+            cells[f"train small, {order}, x {factor:g}"] = partial(
                 train.measure, work, ["Dragoman, packed"], rounds, **settings
             )
         for name, case in {"small": SMALL, "base": BASE}.items():
@@ -95,7 +95,7 @@ def varied(factors: list[float], rounds: int, settings: dict[str, Any]) -> Cells
                 lengths = {"source": round(case.source * factor), "tokens": round(case.tokens * factor)}
                 changed = generate.Case(*SIZES[name].scaled(factor), batch=batch, **lengths)
                 engines = ["Dragoman", "Dragoman, int8"]
-                cells[f"{name}, greedy, batch {batch}, × {factor:g}"] = partial(
+                cells[f"{name}, greedy, batch {batch}, x {factor:g}"] = partial(
                     generate.measure, changed, engines, rounds, **settings
                 )
     return cells
