@@ -5,10 +5,10 @@
     python benchmarks/table.py --growth
 
 A cell is written to benchmarks/results as soon as it is measured, a failing one costs no other, and ``--resume``
-measures only what is missing there. It is made for two idle cores. ``--vary`` asks instead whether the
-ratios hold where lengths and sizes are other than those of the table, by these factors; ``--growth`` how cost grows,
-one dimension at a time, and draws it. ``python benchmarks/performance.py`` then writes the page. Ends with the number of
-cells that failed or fell short of their bar.
+measures only what is missing there. It is made for two idle cores. ``--vary`` asks instead whether ratios hold where
+lengths and sizes are other than those of the table, by these factors; ``--growth`` how cost grows, one dimension at a
+time, and draws it. ``python benchmarks/performance.py`` then writes the page. Ends with the number of cells that failed
+or fell short of their bar.
 """
 
 import argparse
