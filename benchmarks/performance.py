@@ -1,54 +1,63 @@
-"""Write docs/performance.md from what the benchmarks of training and writing left in benchmarks/results.
-
-python benchmarks/train.py --sizes small --output benchmarks/results/train-small.json
-python benchmarks/train.py --sizes base --output benchmarks/results/train-base.json
-python benchmarks/generate.py
-python benchmarks/performance.py
-"""
+"""Write docs/performance.md from what ``python benchmarks/table.py`` left in benchmarks/results."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from train import table
+from turns import RESULTS, cell_text
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE, TEMPLATE = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "performance.template.md"
+Results = dict[str, dict[str, Any]]
 
 
-def training(reports: list[dict[str, Any]]) -> str:
+def training(found: Results) -> str:
     """A table for every size and kind of batches."""
-    parts = []
-    for report in reports:
-        parts += [_said(report["conditions"]), *(table(result).strip() for result in report["results"])]
-    return "\n\n".join(parts)
+    cells = {name: result for name, result in found.items() if name.startswith("train")}
+    return said(cells) + "\n\n" + "\n\n".join(table(name, result) for name, result in cells.items())
 
 
-def writing(reports: list[dict[str, Any]]) -> str:
+def writing(found: Results) -> str:
     """One row a case, one column an engine; a ratio is the median of the rounds' (lowest-highest)."""
-    parts = []
-    for report in reports:
-        engines = [name for name in next(iter(report["results"].values())) if name != "marian"]
-        lines = [f"| times as fast as Marian | {' | '.join(engines)} |", f"|:--|{'--:|' * len(engines)}"]
-        for case, row in report["results"].items():
-            cells = (f"{row[e]['ratio']:.2f} ({row[e]['lowest']:.2f}-{row[e]['highest']:.2f})" for e in engines)
-            lines.append(f"| {case} | {' | '.join(cells)} |")
-        parts += [_said(report["machine"] | {"rounds": report["rounds"]}), "\n".join(lines)]
-    return "\n\n".join(parts)
+    cells = {name: result for name, result in found.items() if not name.startswith("train")}
+    return said(cells) + "\n\n" + ratios(cells)
 
 
-def _said(conditions: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in conditions.items()) + ":"
+def ratios(cells: Results) -> str:
+    engines = list(dict.fromkeys(e for result in cells.values() for e in result["engines"] if e != "Marian"))
+    lines = [f"| times as fast as Marian | {' | '.join(engines)} |", f"|:--|{'--:|' * len(engines)}"]
+    for case, result in cells.items():
+        texts = (cell_text(result["engines"][e]) if e in result["engines"] else "" for e in engines)
+        lines.append(f"| {case} | {' | '.join(texts)} |")
+    missing = {f"{e}, {name}: it {why}" for name, result in cells.items() for e, why in result["failed"].items()}
+    return "\n".join([*lines, *(f"\nMissing: {text}." for text in sorted(missing))])
+
+
+def said(cells: Results) -> str:
+    """What was the same for all, once; where it differs, all that there was."""
+    values: dict[str, list[str]] = {}
+    for result in cells.values():
+        for name, value in result["conditions"].items():
+            if name != "allocator" and str(value) not in values.setdefault(name, []):
+                values[name].append(str(value))
+    return ", ".join(f"{name} {' or '.join(found)}" for name, found in values.items()) + ":"
 
 
 def render() -> str:
-    def read(pattern: str) -> list[dict[str, Any]]:
-        return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob(pattern))]
-
+    """Between ``<!-- if vary -->`` and ``<!-- end -->`` stands what is said only where that was measured."""
     text = TEMPLATE.read_text("utf-8")
-    text = text.replace("{training}", training(read("train-*.json")))
-    return text.replace("{writing}", writing(read("generate*.json")))
+    for kind in ("vary", "growth"):
+        file = RESULTS / f"{kind}.json"
+        text = re.sub(
+            rf"<!-- if {kind} -->\n(.*?)<!-- end -->\n", r"\1" if file.exists() else "", text, flags=re.DOTALL
+        )
+        if file.exists():
+            found: Results = json.loads(file.read_text("utf-8"))
+            text = text.replace(f"{{{kind}}}", said(found) + "\n\n" + ratios(found))
+    found = json.loads((RESULTS / "table.json").read_text("utf-8"))
+    return text.replace("{training}", training(found)).replace("{writing}", writing(found))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from training_engines import ENGINES, OPTIMIZERS, SIZES, Engine
+from peer_models import SIZES
+from training_engines import ENGINES, OPTIMIZERS, Engine, Work
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::addmm_"),
@@ -34,7 +35,8 @@ def kind_of(operator: str) -> str:
 
 def time_optimizers(size: str) -> None:
     """CPU time of one step: medians of five."""
-    engines = {name: Engine("Dragoman, packed", size, "ragged", 1, optimizer=name) for name in OPTIMIZERS}
+    work = Work(SIZES[size], "ragged", batches=1)
+    engines = {name: Engine("Dragoman, packed", work, optimizer=name) for name in OPTIMIZERS}
     for name, engine in engines.items():
         for parameter in engine.model.parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -60,11 +62,11 @@ def main() -> None:
     if unknown := set(options.engines) - set(ENGINES):
         parser.error(f"no engine {', '.join(unknown)}: there are {', '.join(ENGINES)}")
     for name in options.engines:
-        engine = Engine(name, options.size, options.work, batches=2)
+        engine = Engine(name, Work(SIZES[options.size], options.work, batches=2))
         for _ in range(3):
-            seconds, tokens = engine.step()
+            seconds, tokens = engine.step(1)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            engine.step()
+            engine.step(1)
         events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
         total = sum(event.self_cpu_time_total for event in events)
         kinds = dict.fromkeys([*KINDS, "other"], 0.0)

@@ -3,30 +3,36 @@
 Lengths follow a lognormal mix as of sentences: 25 tokens on the mean, at most 100, both sides about as long.
 """
 
+import json
 import random
 import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dragoman import DataCollatorForPackedSeq2Seq, DragomanForConditionalGeneration, presets
+from peer_models import MODELS, Ids, Sizes
+from turns import serve
 
 PAD, END, FIRST = 0, 1, 2  # the first ordinary token
 ROWS = 64
 POOL = 64 * ROWS  # pairs of which the length-grouped batches are made
-SIZES = {
-    "small": {"layers": 3, "hidden": 256, "intermediate": 1024, "heads": 4, "vocabulary": 8_000},
-    "base": {"layers": 6, "hidden": 512, "intermediate": 2048, "heads": 8, "vocabulary": 32_000},
-}
 Pair = dict[str, list[int]]
 Batch = dict[str, Tensor]
+
+
+class Work(NamedTuple):
+    sizes: Sizes
+    order: str  # of the pairs: "ragged" or "grouped"
+    batches: int = 3  # that are taken in turn
+    scale: float = 1.0  # stretches all lengths
 
 
 def draw_lengths(count: int, seed: int, scale: float = 1.0) -> list[tuple[int, int]]:
@@ -40,18 +46,19 @@ def draw_lengths(count: int, seed: int, scale: float = 1.0) -> list[tuple[int, i
     return [(source, clip(source * generator.lognormvariate(0, 0.15))) for source in sources]
 
 
-def draw_batches(work: str, count: int, vocabulary: int, scale: float = 1.0) -> list[list[Pair]]:
+def draw_batches(work: Work) -> list[list[Pair]]:
     """Batches of 64 pairs of random tokens: at random, or of neighbours in length."""
-    if work == "ragged":
-        lengths = [draw_lengths(ROWS, seed, scale) for seed in range(count)]
+    count = work.batches
+    if work.order == "ragged":
+        lengths = [draw_lengths(ROWS, seed, work.scale) for seed in range(count)]
     else:
-        pool = sorted(draw_lengths(POOL, 0, scale), key=sum)
+        pool = sorted(draw_lengths(POOL, 0, work.scale), key=sum)
         batches = [pool[i : i + ROWS] for i in range(0, POOL, ROWS)]
         lengths = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
     generator = torch.Generator().manual_seed(0)
 
     def tokens(length: int) -> list[int]:
-        return [*torch.randint(FIRST, vocabulary, (length - 1,), generator=generator).tolist(), END]
+        return [*torch.randint(FIRST, work.sizes.vocabulary, (length - 1,), generator=generator).tolist(), END]
 
     return [[{"input_ids": tokens(s), "labels": tokens(t)} for s, t in batch] for batch in lengths]
 
@@ -71,32 +78,12 @@ def fill_of(batches: list[list[Pair]]) -> float:
     return real / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in padded)
 
 
-def in_tree(family: str, size: str, dropout: float) -> Any:
-    """A randomly initialised model of transformers, of the given dimensions."""
-    s = SIZES[size]
-    ids = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
-    torch.manual_seed(0)
-    if family == "t5":
-        sizes = {"num_layers": s["layers"], "num_heads": s["heads"], "d_kv": s["hidden"] // s["heads"]}
-        sizes |= {"d_model": s["hidden"], "d_ff": s["intermediate"], "vocab_size": s["vocabulary"]}
-        return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **ids, dropout_rate=dropout))
-    sides = {"layers": s["layers"], "attention_heads": s["heads"], "ffn_dim": s["intermediate"]}
+def like_marian(sizes: Sizes, dropout: float) -> DragomanForConditionalGeneration:
+    """Our model with the weights of Marian."""
+    sides = {"num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads}
+    sides |= {"intermediate_size": sizes.feed_forward}
     fields: dict[str, Any] = {f"{side}_{name}": v for side in ("encoder", "decoder") for name, v in sides.items()}
-    fields |= {"d_model": s["hidden"], "vocab_size": s["vocabulary"], "max_position_embeddings": 256, **ids}
-    fields |= {"dropout": dropout, "attention_dropout": 0.0, "activation_dropout": 0.0, "scale_embedding": True}
-    fields |= {"activation_function": "relu", "forced_eos_token_id": None, "bos_token_id": None}
-    if family == "bart":
-        return transformers.BartForConditionalGeneration(transformers.BartConfig(**fields))
-    return transformers.MarianMTModel(transformers.MarianConfig(**fields))
-
-
-def dragoman_like_marian(size: str, dropout: float) -> DragomanForConditionalGeneration:
-    """Our model with the weights of :func:`in_tree`'s Marian."""
-    s = SIZES[size]
-    sides = {"num_hidden_layers": s["layers"], "num_attention_heads": s["heads"]}
-    sides |= {"intermediate_size": s["intermediate"]}
-    fields: dict[str, Any] = {f"{side}_{name}": v for side in ("encoder", "decoder") for name, v in sides.items()}
-    fields |= {"hidden_size": s["hidden"], "vocab_size": s["vocabulary"], "max_position_embeddings": 256}
+    fields |= {"hidden_size": sizes.size, "vocab_size": sizes.vocabulary, "max_position_embeddings": 256}
     fields |= {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD, "bos_token_id": None}
     model = DragomanForConditionalGeneration(presets.transformer_base(**fields, attention_bias=True, dropout=dropout))
     names = {
@@ -110,7 +97,7 @@ def dragoman_like_marian(size: str, dropout: float) -> DragomanForConditionalGen
         "fc2": "feed_forward.down_proj",
     }
     found = {}
-    for name, tensor in in_tree("marian", size, dropout).state_dict().items():
+    for name, tensor in build(MODELS["Marian"], sizes, dropout).state_dict().items():
         for theirs, ours in names.items():
             name = name.replace(f".{theirs}.", f".{ours}.")
         found[name] = tensor
@@ -120,14 +107,16 @@ def dragoman_like_marian(size: str, dropout: float) -> DragomanForConditionalGen
     return model
 
 
-ENGINES: dict[str, tuple[Callable[[str, float], Any], str]] = {
-    "Marian": (lambda size, dropout: in_tree("marian", size, dropout), "padded"),
-    "BART": (lambda size, dropout: in_tree("bart", size, dropout), "padded"),
-    "T5": (lambda size, dropout: in_tree("t5", size, dropout), "padded"),
-    "Dragoman, padded": (dragoman_like_marian, "padded"),
-    "Dragoman, packed": (dragoman_like_marian, "packed"),
+def build(model: Callable[..., Any], sizes: Sizes, dropout: float) -> Any:
+    torch.manual_seed(0)
+    return model(sizes, Ids(PAD, END), dropout)
+
+
+ENGINES: dict[str, tuple[Callable[[Sizes, float], Any], str]] = {
+    **{name: (partial(build, model), "padded") for name, model in MODELS.items()},
+    "Dragoman, padded": (like_marian, "padded"),
+    "Dragoman, packed": (like_marian, "packed"),
 }
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SAME_WEIGHTS = ("Marian", "Dragoman, padded", "Dragoman, packed")
 OPTIMIZERS: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
@@ -137,27 +126,17 @@ OPTIMIZERS: dict[str, dict[str, bool]] = {
 
 
 class Engine:
-    """A model, its optimizer and batches; ``step()`` takes the next batch."""
+    """A model, its optimizer and its batches."""
 
-    def __init__(
-        self,
-        name: str,
-        size: str,
-        work: str,
-        batches: int,
-        scale: float = 1.0,
-        optimizer: str = "fused",
-        clock: str = "wall",
-    ) -> None:
-        build, form = ENGINES[name]
-        self.model = build(size, 0.1).train()
+    def __init__(self, name: str, work: Work, optimizer: str = "fused", device: str = "cpu") -> None:
+        build_model, form = ENGINES[name]
+        self.model = build_model(work.sizes, 0.1).train().to(device)
         collate = DataCollatorForPackedSeq2Seq(model=self.model) if form == "packed" else pad
-        pairs = draw_batches(work, batches, SIZES[size]["vocabulary"], scale)
-        self.batches = [collate(batch) for batch in pairs]
+        pairs = draw_batches(work)
+        self.batches = [{name: x.to(device) for name, x in collate(batch).items()} for batch in pairs]
         self.tokens = [sum(len(pair["labels"]) for pair in batch) for batch in pairs]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, **OPTIMIZERS[optimizer])
-        self.next = 0
-        self.clock = CLOCKS[clock]
+        self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -167,21 +146,35 @@ class Engine:
         finally:
             self.model.train()
 
-    def step(self) -> tuple[float, int]:
-        """Seconds and target tokens."""
-        batch, tokens = self.batches[self.next], self.tokens[self.next]
-        self.next = (self.next + 1) % len(self.batches)
-        started = self.clock()
-        self.model(**batch).loss.backward()
+    def step(self, number: int) -> tuple[float, int]:
+        """Seconds and target tokens, of the batch of that number."""
+        self.synchronize()
+        started = time.perf_counter()
+        self.model(**self.batches[number]).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.clock() - started, tokens
+        self.synchronize()
+        return time.perf_counter() - started, self.tokens[number]
+
+    def answer(self, number: str) -> dict[str, float]:
+        seconds, tokens = self.step(int(number))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
+        return {"seconds": seconds, "tokens": tokens, "peak": peak}
+
+
+def main() -> None:
+    name, work, threads, device = sys.argv[1:]
+    sizes, *others = json.loads(work)
+    torch.set_num_threads(int(threads))
+
+    def start() -> tuple[dict[str, float], Callable[[str], dict[str, float]]]:
+        engine = Engine(name, Work(Sizes(*sizes), *others), device=device)
+        return {"loss": engine.loss()}, engine.answer
+
+    serve(start)
 
 
 if __name__ == "__main__":
-    name, size, work, batches, scale, threads, clock = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    engine = Engine(name, size, work, int(batches), float(scale), clock=clock)
-    print(engine.loss(), flush=True)
-    for _ in sys.stdin:  # a line is one step
-        print(*engine.step(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)  # KiB
+    main()

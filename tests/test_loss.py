@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_pt_utils import LabelSmoother
 
+from loss import peak_growth_elsewhere
 from support import relative_error
-from training_loss import peak_growth_elsewhere
 
 B, T, C, V = 3, 7, 8, 53
 

@@ -1,6 +1,14 @@
-"""The page on performance says what the result files hold."""
+"""The page on performance says what the result files hold; the table judges its bars and loses no cell to another."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import generate
 import performance
+import table
+import turns
 from support import ROOT
 
 
@@ -11,16 +19,55 @@ def test_the_page_is_that_of_the_results() -> None:
     assert page.count("| Dragoman, packed |") >= 2
 
 
+def result(**ratios: float) -> dict[str, Any]:
+    rows = {name: {"ratio": ratio, "lowest": 1.5, "highest": 3.25, "foreign": 0.0} for name, ratio in ratios.items()}
+    return {"conditions": {"date": "then", "rounds": 3}, "engines": rows, "failed": {"T5": "ended with 1"}}
+
+
 def test_a_row_holds_median_and_range() -> None:
-    row = {
-        "marian": {"ratio": 1.0, "lowest": 1.0, "highest": 1.0},
-        "ours": {"ratio": 2.0, "lowest": 1.5, "highest": 3.25},
-    }
-    text = performance.writing([{"machine": {"date": "then", "cpu": "some"}, "rounds": 3, "results": {"a case": row}}])
-    assert text.splitlines() == [
-        "date then, cpu some, rounds 3:",
+    assert performance.writing({"a case": result(Marian=1.0, ours=2.0), "train": result()}).splitlines() == [
+        "date then, rounds 3:",
         "",
         "| times as fast as Marian | ours |",
         "|:--|--:|",
         "| a case | 2.00 (1.50-3.25) |",
+        "",
+        "Missing: T5, a case: it ended with 1.",
     ]
+
+
+def test_bars_missed_and_unmeasured_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = [table.Bar("a", "Dragoman", bar, 2.0) for bar in (1.5, 1.6)] + [table.Bar("b", "Dragoman", 1.0, 2.0)]
+    monkeypatch.setattr(table, "BARS", bars)
+    text, missed = table.judge({"a": result(Marian=1.0, Dragoman=1.5)})
+    assert missed == 2
+    assert [line.split(" | ")[-2] for line in text.splitlines()[2:]] == ["yes", "NO", "NOT MEASURED"]
+
+
+def test_every_bar_has_its_cell() -> None:
+    assert {bar.cell for bar in table.BARS} <= table.whole_table(1, {}).keys()
+
+
+def test_a_failing_cell_costs_no_other_and_resuming_measures_it_alone(tmp_path: Path) -> None:
+    file, calls = tmp_path / "cells.json", []
+
+    def good() -> dict[str, Any]:
+        calls.append("good")
+        return {"value": 1}
+
+    def bad() -> dict[str, Any]:
+        raise ValueError("no")
+
+    found, failures = turns.run_cells({"bad": bad, "good": good}, file, False, lambda name, _: name)
+    assert (found.keys(), failures) == ({"good"}, {"bad": "no"})
+    found, failures = turns.run_cells({"bad": good, "good": good}, file, True, lambda name, _: name)
+    assert (list(found), failures, calls) == (["good", "bad"], {}, ["good", "good"])
+
+
+def test_outputs_too_simple_to_compare_are_refused() -> None:
+    case = generate.Case(1, 8, 8, 1, 50, batch=2, tokens=4)
+    sound = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert "same for different" in generate.check(case, {"Marian": sound, "T5": [sound[0]] * 2})["T5"]
+    for rows, message in (([[1] * 4, sound[1]], "repeats itself"), ([sound[0]] * 2, "same for different")):
+        with pytest.raises(ValueError, match=message):
+            generate.check(case, {"Marian": sound, "Dragoman, int8": rows})
