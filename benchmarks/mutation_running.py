@@ -59,7 +59,7 @@ FIRST = {
     "modeling/language_modeling_head.py": "contract loss saving option_matrix",
     "modeling/modeling_conditional_generation.py": "model saving option_matrix",
     "modeling/modeling_dragoman.py": "model saving trainer",
-    "modeling/packing.py": "packing",
+    "modeling/packing.py": "packing compilation",
     "modeling/padding.py": "model option_matrix generation packing",
     "modeling/vocabulary_resizing.py": "contract saving",
     "configuration/configuration_dragoman.py": "configuration saving",

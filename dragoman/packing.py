@@ -11,6 +11,8 @@ from torch import Tensor
 from .modeling.loss import IGNORE_INDEX
 from .modeling.padding import shift_right
 
+MULTIPLE = 8  # that longest sequences are rounded up to: fewer shapes, and none that a compiler treats as a case apart
+
 
 @dataclass
 class DataCollatorForPackedSeq2Seq:
@@ -21,7 +23,8 @@ class DataCollatorForPackedSeq2Seq:
     Rows are put in order of length: attention takes neighbours of equal lengths at once.
 
     Returns ``input_ids`` (1, S), ``labels`` (1, T) with S and T tokens in all, and of N rows ``cu_seq_lens`` and
-    ``decoder_cu_seq_lens`` (N + 1): source i is tokens ``cu_seq_lens[i]`` to ``cu_seq_lens[i + 1]``. With a model also
+    ``decoder_cu_seq_lens`` (N + 1): source i is tokens ``cu_seq_lens[i]`` to ``cu_seq_lens[i + 1]``. No source is
+    longer than ``max_seq_len``, no target than ``decoder_max_seq_len``, two numbers. With a model also
     ``decoder_input_ids``, which a Trainer with ``label_smoothing_factor`` needs.
 
     Raises:
@@ -42,7 +45,7 @@ class DataCollatorForPackedSeq2Seq:
                 "transformers.DataCollatorForSeq2Seq."
             )
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [(_source(feature), _target(feature)) for feature in features]
         for i, (source, target) in enumerate(rows):
             if len(source) == 0 or len(target) == 0:
@@ -51,11 +54,13 @@ class DataCollatorForPackedSeq2Seq:
                     "of the data, or end every sequence with the end token."
                 )
         sources, targets = zip(*sorted(rows, key=lambda row: (len(row[0]), len(row[1]))), strict=True)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.cat(sources)[None],
             "cu_seq_lens": _ends(sources),
+            "max_seq_len": _longest(sources),
             "labels": torch.cat(targets)[None],
             "decoder_cu_seq_lens": _ends(targets),
+            "decoder_max_seq_len": _longest(targets),
         }
         if self.model is not None:
             shifted = shift_right(batch["labels"], self.model.config, batch["decoder_cu_seq_lens"])
@@ -77,3 +82,7 @@ def _target(feature: Mapping[str, Any]) -> Tensor:
 
 def _ends(rows: Sequence[Tensor]) -> Tensor:
     return torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).int()
+
+
+def _longest(rows: Sequence[Tensor]) -> int:
+    return -(-max(len(row) for row in rows) // MULTIPLE) * MULTIPLE

@@ -1,5 +1,6 @@
 """What ``DragomanTrainer`` can be told besides all that ``Seq2SeqTrainingArguments`` knows."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,8 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
         tokens_per_batch (`int`, *optional*):
             Train on batches of at most so many tokens, source and target and padding, instead of
             ``per_device_train_batch_size`` rows: on each device, in each of the ``gradient_accumulation_steps``.
-            Evaluation and prediction keep ``per_device_eval_batch_size`` and the order of the data.
+            Evaluation and prediction keep ``per_device_eval_batch_size`` and the order of the data. ``torch_compile``
+            then makes graphs for all shapes (``ACCELERATE_DYNAMO_USE_DYNAMIC``, where that is not set).
         packing (`bool`, *optional*, defaults to `False`):
             Pack these batches instead of padding them. Needs ``tokens_per_batch``.
         max_minutes (`float`, *optional*):
@@ -66,3 +68,5 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
                     f"tokens_per_batch={budget} makes the batches, of like lengths and whole for each process: "
                     f"{name}={given!r} does not go with it; leave it at {needed!r}."
                 )
+        if self.torch_compile:  # no argument leads to it; the stock ones hand on the backend in this way
+            os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")

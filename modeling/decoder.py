@@ -120,6 +120,8 @@ class Decoder(nn.Module):
         output_hidden_states: bool | None = None,
         cu_seq_lens: Tensor | None = None,
         encoder_cu_seq_lens: Tensor | None = None,
+        max_seq_len: int | None = None,
+        encoder_max_seq_len: int | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         check_target(input_ids, inputs_embeds)
         if encoder_hidden_states is None:
@@ -128,10 +130,9 @@ class Decoder(nn.Module):
         if cu_seq_lens is not None and encoder_cu_seq_lens is not None:
             cache = None
             others = {"decoder_attention_mask": attention_mask, "past_key_values": past_key_values}
-            mask: Any = pack(
-                x, cu_seq_lens, cu_seq_lens, output_attentions=output_attentions or None, use_cache=use_cache, **others
-            )
-            source_mask: Any = pack(x, cu_seq_lens, encoder_cu_seq_lens)
+            others |= {"output_attentions": output_attentions or None, "use_cache": use_cache}
+            mask: Any = pack(x, cu_seq_lens, cu_seq_lens, longest=(max_seq_len, max_seq_len), **others)
+            source_mask: Any = pack(x, cu_seq_lens, encoder_cu_seq_lens, longest=(max_seq_len, encoder_max_seq_len))
             queries = packed_positions(cu_seq_lens, x.shape[1]) if position_ids is None else position_ids
             keys, columns = queries, mask.longest[0]
         else:

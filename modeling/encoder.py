@@ -92,6 +92,7 @@ class Encoder(nn.Module):
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
         cu_seq_lens: Tensor | None = None,
+        max_seq_len: int | None = None,
     ) -> BaseModelOutput:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("The encoder needs either input_ids or inputs_embeds.")
@@ -104,9 +105,8 @@ class Encoder(nn.Module):
                 "A 4-D attention_mask does not tell where a token stands: pass position_ids (B, S) with it."
             )
         if cu_seq_lens is not None:
-            mask: Any = pack(
-                x, cu_seq_lens, cu_seq_lens, attention_mask=attention_mask, output_attentions=output_attentions or None
-            )
+            others = {"attention_mask": attention_mask, "output_attentions": output_attentions or None}
+            mask: Any = pack(x, cu_seq_lens, cu_seq_lens, longest=(max_seq_len, max_seq_len), **others)
             positions, columns = packed_positions(cu_seq_lens, x.shape[1]), mask.longest[0]
         else:
             mask = create_bidirectional_mask(self.config, x, attention_mask)

@@ -3,6 +3,7 @@
 N rows (tokens of the batch), C model size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -73,10 +74,7 @@ def is_plain_linear(head: nn.Module) -> bool:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of ``scale · (x Wᵀ + b)``; its gradients are taken while a chunk's logits are there.
-
-    The gradient of a row's logits is ``p − (1−ε) · onehot(label) − ε/V``. Sums over rows are kept in fp32 at least.
-    """
+    """Summed cross-entropy of ``scale · (x Wᵀ + b)``; its gradients are taken while a chunk's logits are there."""
 
     @staticmethod
     def forward(
@@ -90,49 +88,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         narrow: torch.dtype,  # of the factors of a product
         needs_gradient: tuple[bool, bool, bool],  # of rows, weight and bias
     ) -> Tensor:
-        real = labels != IGNORE_INDEX
-        kept: Tensor | slice = slice(None) if torch.compiler.is_compiling() else real  # a graph cannot look
-        wide = torch.promote_types(narrow, torch.float32)
-        x, w, real, labels = rows[kept].to(narrow), weight.to(narrow), real[kept], labels[kept]
-        w_wide = w if w.is_cuda else w.to(wide)
-        total = rows.new_zeros((), dtype=wide)
-        row_gradients = []
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if needs_gradient[1] else None
-        bias_gradient = None if bias is None or not needs_gradient[2] else torch.zeros_like(bias, dtype=wide)
-        size = max(1, LOGITS_AT_ONCE // len(weight))
-        for part, counts, targets in zip(x.split(size), real.split(size), labels.split(size), strict=True):
-            logits = _wide_product(part, w_wide, wide)  # (n, V)
-            if bias is not None:
-                logits += bias
-            if scale != 1:
-                logits *= scale
-            log_probs = F.log_softmax(logits, dim=-1)
-            del logits
-            targets = targets.masked_fill(~counts, 0)[:, None]
-            losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
-            if smoothing:
-                losses -= smoothing * log_probs.mean(-1)
-            total += losses.masked_fill(~counts, 0.0).sum()
-            if not any(needs_gradient):
-                continue
-            gradient = log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1))
-            if smoothing:
-                gradient -= smoothing / len(weight)
-            if scale != 1 or isinstance(kept, slice):  # seldom: it is one more pass over all of (n, V)
-                gradient *= scale * counts[:, None]
-            gradient = gradient.to(narrow)  # (n, V)
-            if needs_gradient[0]:
-                row_gradients.append(gradient @ w)
-            if weight_gradient is not None:
-                _add_product(weight_gradient, gradient.T, part)
-            if bias_gradient is not None:
-                bias_gradient += gradient.sum(0, dtype=wide)
-        row_gradient = None
-        if needs_gradient[0]:
-            row_gradient = torch.zeros_like(rows, dtype=wide)
-            if row_gradients:
-                row_gradient[kept] = torch.cat(row_gradients).to(wide)
-        ctx.save_for_backward(row_gradient, weight_gradient, bias_gradient)
+        given = (rows, weight, bias, labels, smoothing, scale, narrow, needs_gradient)
+        compiling = torch.compiler.is_compiling()
+        total, *found = _as_one_operator(*given) if compiling else loss_and_gradients(*given)
+        ctx.save_for_backward(*(each if needed else None for each, needed in zip(found, needs_gradient, strict=True)))
         ctx.dtypes = rows.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
@@ -143,6 +102,93 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None, None, None
+
+
+def loss_and_gradients(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    smoothing: float,
+    scale: float,
+    narrow: torch.dtype,
+    needs_gradient: Sequence[bool],
+    only_real: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, and its gradients of rows, weight and bias; empty where not needed. Sums are kept in fp32 at least.
+
+    The gradient of a row's logits is ``p − (1−ε) · onehot(label) − ε/V``. Ignored rows are left out, or with
+    ``only_real=False``, which need not wait to see how many there are, computed for nothing.
+    """
+    real = labels != IGNORE_INDEX
+    kept: Tensor | slice = real if only_real else slice(None)
+    wide = torch.promote_types(narrow, torch.float32)
+    x, w, real, labels = rows[kept].to(narrow), weight.to(narrow), real[kept], labels[kept]
+    w_wide = w if w.is_cuda else w.to(wide)
+    total = rows.new_zeros((), dtype=wide)
+    row_gradients = []
+    row_gradient, weight_gradient, bias_gradient = _room(rows, weight, needs_gradient, wide)
+    size = max(1, LOGITS_AT_ONCE // len(weight))
+    for part, counts, targets in zip(x.split(size), real.split(size), labels.split(size), strict=True):
+        logits = _wide_product(part, w_wide, wide)  # (n, V)
+        if bias is not None:
+            logits += bias
+        if scale != 1:
+            logits *= scale
+        log_probs = F.log_softmax(logits, dim=-1)
+        del logits
+        targets = targets.masked_fill(~counts, 0)[:, None]
+        losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
+        if smoothing:
+            losses -= smoothing * log_probs.mean(-1)
+        total += losses.masked_fill(~counts, 0.0).sum()
+        if not any(needs_gradient):
+            continue
+        gradient = log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1))
+        if smoothing:
+            gradient -= smoothing / len(weight)
+        if scale != 1 or not only_real:  # seldom: it is one more pass over all of (n, V)
+            gradient *= scale * counts[:, None]
+        gradient = gradient.to(narrow)  # (n, V)
+        if needs_gradient[0]:
+            row_gradients.append(gradient @ w)
+        if needs_gradient[1]:
+            _add_product(weight_gradient, gradient.T, part)
+        if needs_gradient[2]:
+            bias_gradient += gradient.sum(0, dtype=wide)
+    if row_gradients:
+        row_gradient[kept] = torch.cat(row_gradients).to(wide)
+    return total, row_gradient, weight_gradient, bias_gradient
+
+
+def _room(rows: Tensor, weight: Tensor, needed: Sequence[bool], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros for the gradients of rows, weight and bias."""
+    shapes = (rows.shape, weight.shape, weight.shape[:1])
+    return [rows.new_zeros(s if need else (0,), dtype=dtype) for s, need in zip(shapes, needed, strict=True)]
+
+
+# A compiler takes it as it is: traced, every other number of chunks would be another graph. Its name is that of the
+# module, which a checkpoint may bring a second time.
+@torch.library.custom_op(f"{__name__.replace('.', '_')}::chunked_cross_entropy", mutates_args=())
+def _as_one_operator(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    smoothing: float,
+    scale: float,
+    narrow: torch.dtype,
+    needs_gradient: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    only_real = not rows.is_cuda
+    return loss_and_gradients(rows, weight, bias, labels, smoothing, scale, narrow, needs_gradient, only_real)
+
+
+@_as_one_operator.register_fake
+def _(rows: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, narrow, needs_gradient = others
+    wide = torch.promote_types(narrow, torch.float32)
+    return rows.new_empty((), dtype=wide), *_room(rows, weight, needs_gradient, wide)  # type: ignore[return-value]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -46,12 +46,14 @@ class DragomanForConditionalGeneration(LanguageModelingHead, DragomanPreTrainedM
         return_logits: bool | None = None,
         cu_seq_lens: Tensor | None = None,
         decoder_cu_seq_lens: Tensor | None = None,
+        max_seq_len: int | None = None,
+        decoder_max_seq_len: int | None = None,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, V), and the loss where labels (B, T) are given; labels alone make the decoder's input.
 
         ``num_items_in_batch`` is the number of target tokens in the whole optimisation step, which Trainer passes.
         Training on labels returns no logits, whose memory the loss does without; ``return_logits`` decides otherwise.
-        ``cu_seq_lens`` and ``decoder_cu_seq_lens``, made by ``DataCollatorForPackedSeq2Seq``: :class:`DragomanModel`.
+        What ``DataCollatorForPackedSeq2Seq`` makes besides ids and labels: :class:`DragomanModel`.
         """
         if labels is not None:
             self.check_labels(labels, logits_to_keep)
@@ -74,6 +76,8 @@ class DragomanForConditionalGeneration(LanguageModelingHead, DragomanPreTrainedM
             output_hidden_states,
             cu_seq_lens,
             decoder_cu_seq_lens,
+            max_seq_len,
+            decoder_max_seq_len,
             return_dict=True,
         )
         return self.apply_head(outputs, labels, num_items_in_batch, logits_to_keep, return_logits)

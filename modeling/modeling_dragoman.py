@@ -75,12 +75,15 @@ class DragomanModel(DragomanPreTrainedModel):
         output_hidden_states: bool | None = None,
         cu_seq_lens: Tensor | None = None,
         decoder_cu_seq_lens: Tensor | None = None,
+        max_seq_len: int | None = None,
+        decoder_max_seq_len: int | None = None,
     ) -> Seq2SeqModelOutput:
         """Source (B, S) and target (B, T) to states (B, T, C). Without masks, padding is read off the ids.
 
         Continuing a cache that began with padding needs ``decoder_attention_mask`` over all tokens so far. With
         ``cu_seq_lens`` and ``decoder_cu_seq_lens`` (N + 1), B is 1, and source and target are N sequences each, one
-        after another.
+        after another; ``max_seq_len`` and ``decoder_max_seq_len``, which none of them is longer than, spare a compiled
+        graph the look at their lengths.
         """
         if (cu_seq_lens is None) != (decoder_cu_seq_lens is None):
             raise ValueError("Packed source and target have lengths each: pass cu_seq_lens and decoder_cu_seq_lens.")
@@ -100,6 +103,7 @@ class DragomanModel(DragomanPreTrainedModel):
                 attentions,
                 hidden_states,
                 cu_seq_lens,
+                max_seq_len,
                 return_dict=True,
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
@@ -117,6 +121,8 @@ class DragomanModel(DragomanPreTrainedModel):
             hidden_states,
             decoder_cu_seq_lens,
             cu_seq_lens,
+            decoder_max_seq_len,
+            max_seq_len,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -151,8 +157,9 @@ class DragomanEncoderModel(DragomanPreTrainedModel):
         output_attentions: LayerSelection = None,
         output_hidden_states: bool | None = None,
         cu_seq_lens: Tensor | None = None,
+        max_seq_len: int | None = None,
     ) -> BaseModelOutput:
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states, cu_seq_lens)
-        return self.encoder(*arguments, return_dict=True)
+        arguments = (input_ids, attention_mask, position_ids, inputs_embeds, attentions, hidden_states)
+        return self.encoder(*arguments, cu_seq_lens, max_seq_len, return_dict=True)

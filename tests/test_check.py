@@ -222,7 +222,7 @@ def sequences_see_their_neighbours(patch: Patch) -> None:
     """Those of a packed row."""
 
     def pack_as_one(x: Tensor, queries: Tensor, keys: Tensor, **others: Any) -> Any:
-        return packing.pack(x, queries[[0, -1]], keys[[0, -1]], **others)
+        return packing.pack(x, queries[[0, -1]], keys[[0, -1]], **{**others, "longest": (None, None)})
 
     for stack in (encoder, decoder):
         patch.setattr(stack, "pack", pack_as_one)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dragoman.modeling import loss as loss_module
-from dragoman.modeling.loss import head_cross_entropy, is_plain_linear, token_cross_entropy
+from dragoman.modeling.loss import head_cross_entropy, is_plain_linear, loss_and_gradients, token_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -182,19 +182,38 @@ def test_a_head_that_is_more_than_its_weight_is_called() -> None:
     assert not is_plain_linear(head)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_compiled_is_the_same(smoothing: float) -> None:
-    """Under compilation ignored rows are masked instead of left out."""
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("smoothing", "scale"), [(0.0, 1.0), (0.2, 0.4)])
+def test_ignored_rows_may_be_computed_for_nothing(smoothing: float, scale: float) -> None:
+    states, head, labels = case()
+    given = (states.flatten(0, 1), head.weight, head.bias, labels.flatten(), smoothing, scale, torch.float64)
+    with torch.no_grad():
+        expected, found = (loss_and_gradients(*given, (True, True, True), only_real) for only_real in (True, False))
+    torch.testing.assert_close(found, expected)
+
+
+def test_compiled_is_the_same() -> None:
     states, head, labels = case()
 
     def loss_of(states: Tensor) -> Tensor:
-        return head_cross_entropy(states, head, labels, None, smoothing)
+        return head_cross_entropy(states, head, labels, None, 0.2)
 
     expected = torch.autograd.grad(loss_of(states), tensors(states, head))
     found = torch.compile(loss_of, fullgraph=True, backend="aot_eager")(states)
     torch.testing.assert_close(found, loss_of(states))
     torch.testing.assert_close(torch.autograd.grad(found, tensors(states, head)), expected)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, False, False)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_a_compiler_is_told_of_the_operator(needed: tuple[bool, bool, bool], bias: bool) -> None:
+    """Shapes and dtypes, and that it changes nothing and returns nothing that it was given."""
+    states, head, labels = case(bias, torch.bfloat16)
+    needed = (*needed[:2], bias and needed[2])
+    given = (states.flatten(0, 1), head.weight, head.bias, labels.flatten(), 0.1, 1.0, torch.bfloat16, needed)
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in given]
+    torch.library.opcheck(loss_module._as_one_operator, detached, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -367,15 +368,19 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/training.md, from top to bottom, in one process."""
     monkeypatch.chdir(tmp_path)
+    for name in ("BACKEND", "MODE", "USE_DYNAMIC"):  # set by arguments that ask to compile; undone after the test
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
     words = tokenizer()
     names: dict[str, Any] = {
         "model": build(DragomanConfig.from_tokenizer(words, preset=tiny())),
         "tokenizer": words,
         "train": rows(),
         "valid": rows(9),
+        "texts": ["one two", "three"],
     }
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 8
     for snippet in snippets:
         if "average_checkpoints(" in snippet:
             assert names["args"].max_minutes == 50
@@ -385,6 +390,9 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(snippet, "training.md", "exec"), names)
     assert Path("my-average", "model.safetensors").is_file()
     names["trainer"].train()
+    assert names["compiling"].torch_compile
+    assert os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] == "true"
+    assert names["ids"].shape == (2, 61)
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0
