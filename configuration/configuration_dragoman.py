@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import RopeParameters
 
 from .base_configuration import VERSION, DragomanBaseConfig
-from .validation import check_architecture, check_positions, check_special_tokens, check_tying
+from .validation import check_architecture, check_classifier, check_positions, check_special_tokens, check_tying
 
 
 @strict
@@ -36,11 +36,16 @@ class DragomanConfig(DragomanBaseConfig):
         "encoder_ffn_dim": "encoder_intermediate_size",
         "decoder_ffn_dim": "decoder_intermediate_size",
     }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *DragomanBaseConfig.keys_to_ignore_at_inference,
+        "pooling_weights",
+    ]
     entry_points: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_dragoman.DragomanConfig",
         "AutoModel": "modeling_dragoman.DragomanModel",
         "AutoModelForTextEncoding": "modeling_dragoman.DragomanEncoderModel",
         "AutoModelForSeq2SeqLM": "modeling_conditional_generation.DragomanForConditionalGeneration",
+        "AutoModelForSequenceClassification": "modeling_sequence_classification.DragomanForSequenceClassification",
     }
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -102,6 +107,10 @@ class DragomanConfig(DragomanBaseConfig):
     activation_dropout: float | int = 0.0
     label_smoothing: float | int = 0.0  # in training; evaluation reports the plain negative log-likelihood
 
+    # Classification; the classes are transformers' num_labels, id2label and problem_type
+    classifier_backbone: Literal["encoder", "encoder_decoder"] = "encoder"
+    pooling: Literal["mean", "first", "last_eos", "attention"] = "mean"
+
     # Special tokens, the same ids on both sides
     pad_token_id: int = 0
     bos_token_id: int | None = 1
@@ -130,6 +139,7 @@ class DragomanConfig(DragomanBaseConfig):
         check_architecture(self)
         check_positions(self)
         check_tying(self)
+        check_classifier(self)
 
     def validate_token_ids(self) -> None:
         check_special_tokens(self)

@@ -162,6 +162,15 @@ def check_tying(config: Any) -> None:
         )
 
 
+def check_classifier(config: Any) -> None:
+    source = config.source_vocab_size
+    if config.classifier_backbone == "encoder_decoder" and source not in (None, config.vocab_size):
+        raise ValueError(
+            "classifier_backbone='encoder_decoder' reads the source on both sides and needs one vocabulary, got "
+            f"source_vocab_size {source} and vocab_size {config.vocab_size}: choose classifier_backbone='encoder'."
+        )
+
+
 def check_special_tokens(config: Any) -> None:
     target, source = config.vocab_size, config.source_vocab_size or config.vocab_size
     limits = {
