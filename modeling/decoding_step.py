@@ -76,7 +76,9 @@ class DecodingStep:
         positions = torch.arange(self.columns, device=self.device)[None]
         self.rotary: Any = None if self.decoder.rotary is None else self.decoder.rotary(positions, self.dtype)
         keys = positions.repeat_interleave(self.beams, dim=1)
-        self.tables = {b: None if b is None else b(positions[:, -1:], keys).to(self.dtype) for b in self.biases}
+        self.tables: dict[Any, Any] = {
+            b: None if b is None else b(positions[:, -1:], keys).to(self.dtype) for b in self.biases
+        }
 
     def _mask(self, length: int) -> Tensor | None:
         """What a query may look at, to be added: in a prompt what precedes it, in a pool its ancestors; None: all."""
@@ -196,13 +198,14 @@ class DecodingLayer:
         self.source_keys, self.source_values = self.source_keys[sources], self.source_values[sources]
         self.store = self.store[pools]
 
-    def history(self, descent: Tensor | None) -> list[Tensor]:
+    def history(self, descent: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values of every row (R, K, T, D); ``descent`` (P, N, columns · N) is true at those of a beam."""
         written = self.store.narrow(2, 0, self.length).transpose(1, 2)  # (P, columns · N, 2K, D)
         if descent is not None:
             written = written[:, None].expand(-1, self.beams, -1, -1, -1)[descent]
         written = written.reshape(len(self.store) * self.beams, -1, 2, self.kv_heads, self.size)
-        return [x.transpose(1, 2) for x in written.unbind(2)]
+        keys, values = written.transpose(1, 3).unbind(2)
+        return keys, values
 
 
 def residual_of(module: Residual) -> Callable[[Tensor, Sublayer], Tensor]:
