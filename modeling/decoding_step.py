@@ -1,15 +1,27 @@
-"""One step of decoding: a token a row in, logits out, without masks, caches and outputs built anew every time."""
+"""One step of decoding: a token a row in, logits out, without masks, caches and outputs built anew every time.
 
+B sources, N rows a source that share what they write (its beams; otherwise 1), P pools of such rows, R = P·N rows,
+T tokens, H and K heads of size D, C model size. A small model's step is as long as its calls are many, so rows are
+plain matrices (R·T, C), q, k and v are one product, and what depends on the position alone is computed ahead.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 
-from .decoding_layer import DecodingLayer
+from .decoder import DecoderLayer
+from .feed_forward import FeedForward
 from .few_row_linears import FewRowLinear
+from .position_encodings import apply_rotary
+from .residual import Residual
 
+ROOM = 32  # columns that stores and tables begin with; they double when these are full
 STEPS_BEFORE_PACKING = 16  # by then copies of the weights have cost about what they would have saved
+Sublayer = Callable[[Tensor], Tensor]
 
 
 class DecodingStep:
@@ -23,11 +35,11 @@ class DecodingStep:
         self.decoder = decoder = model.base_model.decoder
         self.head = FewRowLinear(model.get_output_embeddings())
         self.scale = model.config.logits_scale
-        self.copies, self.beams = copies, beams
-        self.sources, self.pools = len(states) // copies, len(states) // beams
+        self.copies, self.beams, self.pools = copies, beams, len(states) // beams
         self.dtype, self.device = states.dtype, states.device
-        self.length = self.calls = 0
-        self.layers = [DecodingLayer(layer, states[::copies], copies, self.pools, beams) for layer in decoder.layers]
+        self.length = self.columns = self.calls = 0
+        self.layers = [DecodingLayer(layer, states[::copies], copies, beams) for layer in decoder.layers]
+        self.biases = [layer.position_bias or decoder.position_bias for layer in decoder.layers]
         self.descent: Tensor | None = None  # (B, N, columns · N): 0 where a beam descends from another, else -inf
         self.source_mask = None
         if mask is not None and not mask.all():
@@ -36,26 +48,37 @@ class DecodingStep:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Ids (R, T), a prompt at first and then a token a row, to the logits (R, V) of what comes next."""
-        decoder, length = self.decoder, ids.shape[1]
+        decoder, (rows, length) = self.decoder, ids.shape
         positions = torch.arange(self.length, self.length + length, device=self.device)[None]
         self.length += length
         self.calls += 1
-        if self.calls == STEPS_BEFORE_PACKING and len(ids) > 1:
-            for linear in [self.head, *(linear for layer in self.layers for linear in layer.linears())]:
-                linear.pack(len(ids))
-        x = decoder.embedding(decoder.embed_tokens(ids), positions, self.length, "target")  # (R, T, C)
-        rotary = None if decoder.rotary is None else decoder.rotary(positions, self.dtype)
+        if self.calls == STEPS_BEFORE_PACKING and rows > 1:
+            for linear in [self.head, *(linear for layer in self.layers for linear in layer.linears)]:
+                linear.pack(rows)
+        x = decoder.embedding(decoder.embed_tokens(ids), positions, self.length, "target").flatten(0, 1)  # (R·T, C)
+        if self.length > self.columns:
+            self._grow()
+        rotary = self.rotary and tuple(table.narrow(2, self.length - length, length) for table in self.rotary)
         mask = self._mask(length)
-        biased = self._biased(decoder.position_bias, positions, mask)
-        for layer in self.layers:
-            if layer.position_bias is not None:
-                biased = self._biased(layer.position_bias, positions, mask)
-            x = layer(x, rotary, biased, self.source_mask)
-        x = x[:, -1]
+        masks = {bias: self._biased(bias, positions, mask) for bias in self.tables}
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            x = layer(x, length, rotary, masks[bias], self.source_mask)
+        if length > 1:
+            x = x.view(rows, length, -1)[:, -1]
         if decoder.norm is not None:
             x = decoder.norm(x)
-        (logits,) = self.head(x)
+        logits = self.head(x)
         return logits if self.scale == 1.0 else logits * self.scale
+
+    def _grow(self) -> None:
+        """Tables of what depends on the positions alone: rotary by position, a bias by distance from the last."""
+        self.columns = max(ROOM, 2 * self.columns, self.length)
+        positions = torch.arange(self.columns, device=self.device)[None]
+        self.rotary: Any = None if self.decoder.rotary is None else self.decoder.rotary(positions, self.dtype)
+        keys = positions.repeat_interleave(self.beams, dim=1)
+        self.tables: dict[Any, Any] = {
+            b: None if b is None else b(positions[:, -1:], keys).to(self.dtype) for b in self.biases
+        }
 
     def _mask(self, length: int) -> Tensor | None:
         """What a query may look at, to be added: in a prompt what precedes it, in a pool its ancestors; None: all."""
@@ -64,15 +87,16 @@ class DecodingStep:
             self.descent = own if self.descent is None else torch.cat([self.descent, own], dim=2)
         if length > 1:
             return self._blank(length, length).triu(1)  # (T, T)
-        return None if self.descent is None else self.descent[:, None]  # (B, 1, N, columns · N)
+        return None if self.descent is None else self.descent[:, None]  # (P, 1, N, columns · N)
 
     def _biased(self, position_bias: Any, positions: Tensor, mask: Tensor | None) -> Tensor | None:
         if position_bias is None:
             return mask
-        keys = positions
-        if positions.shape[1] == 1:
-            keys = torch.arange(self.length, device=self.device)[None].repeat_interleave(self.beams, dim=1)
-        bias = position_bias(positions, keys).to(self.dtype)
+        if positions.shape[1] > 1:
+            bias = position_bias(positions, positions).to(self.dtype)
+        else:
+            before = (self.columns - self.length) * self.beams
+            bias = self.tables[position_bias].narrow(3, before, self.length * self.beams)  # (1, H, 1, columns · N)
         return bias if mask is None else bias + mask
 
     def _blank(self, rows: int, columns: int) -> Tensor:
@@ -90,7 +114,7 @@ class DecodingStep:
             pools = (sources[:, None] * self.copies + torch.arange(self.copies, device=self.device)).flatten()
         for layer in self.layers:
             layer.keep(sources, pools)
-        self.sources, self.pools = len(sources), len(pools)
+        self.pools = len(pools)
         self.source_mask = None if self.source_mask is None else self.source_mask[sources]
         self.descent = None if self.descent is None else self.descent[sources]
 
@@ -102,3 +126,107 @@ class DecodingStep:
             keys, values = (x.repeat_interleave(self.copies, dim=0) for x in (layer.source_keys, layer.source_values))
             cache.cross_attention_cache.update(keys, values, i)
             cache.is_updated[i] = True
+
+
+class DecodingLayer:
+    """``x → x + self_attn(x) → x + cross_attn(x, source) → x + feed_forward(x)``, and what it has to remember.
+
+    Keys and values of the source are computed once for its ``copies``. Those of the tokens written are kept in a
+    ``store`` (P, 2K, columns · N, D). The beams of a source share one pool: no key moves when they swap places, and a
+    mask tells which of them a beam descends from. Rows that are no beams have a pool each, and there N = 1.
+    """
+
+    def __init__(self, layer: DecoderLayer, states: Tensor, copies: int, beams: int) -> None:
+        attention, cross = layer.self_attn, layer.cross_attn
+        self.size, self.scaling, self.grouped = (
+            attention.head_dim,
+            attention.scaling,
+            attention.num_key_value_groups > 1,
+        )
+        self.qkv = FewRowLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o, self.cross_q, self.cross_o = map(FewRowLinear, (attention.o_proj, cross.q_proj, cross.o_proj))
+        self.feed_forward, linears = feed_forward_of(layer.feed_forward)
+        self.linears = [self.qkv, self.o, self.cross_q, self.cross_o, *linears]
+        residuals = layer.self_attn_residual, layer.cross_attn_residual, layer.feed_forward_residual
+        self.residuals = [residual_of(residual) for residual in residuals]
+        shape = (*states.shape[:2], -1, self.size)
+        projections = cross.k_proj, cross.v_proj
+        keys, values = (project(states).view(shape).transpose(1, 2).contiguous() for project in projections)
+        self.source_keys, self.source_values = keys, values  # (B, K, S, D)
+        self.copies, self.beams, self.kv_heads = copies, beams, keys.shape[1]
+        self.q_heads = self.kv_heads * attention.num_key_value_groups
+        self.length = 0  # columns · N
+        self.store = keys.new_empty(len(states) * copies // beams, 2 * self.kv_heads, ROOM * beams, self.size)
+
+    def __call__(self, x: Tensor, length: int, rotary: Any, mask: Tensor | None, source_mask: Tensor | None) -> Tensor:
+        attend, attend_to_source, feed_forward = self.residuals
+        x = attend(x, lambda x: self._attend(x, length, rotary, mask))
+        x = attend_to_source(x, lambda x: self._attend_to_source(x, source_mask))
+        return feed_forward(x, self.feed_forward)
+
+    def _attend(self, x: Tensor, length: int, rotary: Any, mask: Tensor | None) -> Tensor:
+        beams = self.beams if length == 1 else length  # a prompt sees itself, as long as no row has swapped places
+        qkv = self.qkv(x).view(-1, beams, self.q_heads + 2 * self.kv_heads, self.size).transpose(1, 2)
+        if rotary is not None:
+            qk = qkv.narrow(1, 0, self.q_heads + self.kv_heads)
+            qk.copy_(apply_rotary(qk, rotary))
+        query, key_value = qkv.split((self.q_heads, 2 * self.kv_heads), dim=1)  # (P, H, N, D), (P, 2K, N, D)
+        if length > 1:  # (R, 2K, T, D): token by token, and of a token beam by beam
+            self._write(key_value.unflatten(0, (-1, self.beams)).permute(0, 2, 3, 1, 4).flatten(2, 3))
+        else:
+            self._write(key_value)
+            key_value = self.store.narrow(2, 0, self.length)
+        key, value = key_value.split(self.kv_heads, dim=1)
+        return self.o(self._weigh(query, key, value, mask).view(x.shape[0], -1))
+
+    def _attend_to_source(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        query = self.cross_q(x).view(len(self.source_keys), -1, self.q_heads, self.size).transpose(1, 2)
+        return self.cross_o(self._weigh(query, self.source_keys, self.source_values, mask).view(x.shape[0], -1))
+
+    def _weigh(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        y = F.scaled_dot_product_attention(query, key, value, mask, scale=self.scaling, enable_gqa=self.grouped)
+        return y.transpose(1, 2).flatten(2)  # (P, N, H·D)
+
+    def _write(self, key_value: Tensor) -> None:
+        count = key_value.shape[2]
+        while self.length + count > self.store.shape[2]:
+            self.store = torch.cat([self.store, torch.empty_like(self.store)], dim=2)
+        self.store.narrow(2, self.length, count).copy_(key_value)
+        self.length += count
+
+    def keep(self, sources: Tensor, pools: Tensor) -> None:
+        self.source_keys, self.source_values = self.source_keys[sources], self.source_values[sources]
+        self.store = self.store[pools]
+
+    def history(self, descent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of every row (R, K, T, D); ``descent`` (P, N, columns · N) is true at those of a beam."""
+        written = self.store.narrow(2, 0, self.length).transpose(1, 2)  # (P, columns · N, 2K, D)
+        if descent is not None:
+            written = written[:, None].expand(-1, self.beams, -1, -1, -1)[descent]
+        written = written.reshape(len(self.store) * self.beams, -1, 2, self.kv_heads, self.size)
+        keys, values = written.transpose(1, 3).unbind(2)
+        return keys, values
+
+
+def residual_of(module: Residual) -> Callable[[Tensor, Sublayer], Tensor]:
+    """:class:`Residual` without dropout."""
+    norm: Sublayer = module.norm.forward
+    if module.placement == "pre":
+        return lambda x, sublayer: x + sublayer(norm(x))
+    return lambda x, sublayer: norm(x + sublayer(x))
+
+
+def feed_forward_of(module: FeedForward) -> tuple[Sublayer, list[FewRowLinear]]:
+    """:class:`FeedForward` without dropout, and its linear layers."""
+    act: Sublayer = module.act.forward
+    down = FewRowLinear(module.down_proj)
+    if module.gate_proj is None:
+        up = FewRowLinear(module.up_proj)
+        return lambda x: down(act(up(x))), [up, down]
+    both = FewRowLinear(module.up_proj, module.gate_proj)
+
+    def gated(x: Tensor) -> Tensor:
+        hidden, gate = both(x).chunk(2, dim=-1)
+        return down(act(gate) * hidden)
+
+    return gated, [both, down]

@@ -3,16 +3,17 @@
 import ast
 import copy
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from dragoman.modeling import decoding_layer, decoding_step, few_row_linears, generation_dragoman
-from dragoman.modeling.decoding_loops import DecodingLoops
+from dragoman.modeling import decoding_step, few_row_linears, generation_dragoman
 from dragoman.modeling.decoding_step import DecodingStep
 from dragoman.modeling.few_row_linears import FewRowLinear
+from dragoman.modeling.generation_dragoman import DecodingLoops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -255,7 +256,7 @@ def test_single_precision(mode: dict[str, Any], runs: Runs, monkeypatch: pytest.
     expected = runs.stock(model, **inputs, **mode, **arguments)
     packed: list[bool] = []
     pack = FewRowLinear.pack
-    monkeypatch.setattr(FewRowLinear, "pack", lambda self, rows: pack(self, rows) or packed.append(bool(self.packed)))
+    monkeypatch.setattr(FewRowLinear, "pack", lambda self, rows: pack(self, rows) or packed.append(self.packed))
     monkeypatch.setattr(few_row_linears, "WORTH_ONEDNN", 0)
     monkeypatch.setattr(few_row_linears, "WORTH_PACKING", 0)
     monkeypatch.setattr(decoding_step, "STEPS_BEFORE_PACKING", 5)
@@ -284,22 +285,23 @@ def test_single_precision_differs_only_at_a_tie(seed: int, mode: dict[str, Any],
             assert -best.diff().min() < 1e-4
 
 
-def test_a_linear_layer_for_few_rows() -> None:
-    if not few_row_linears.ONEDNN:
-        pytest.skip("this torch has no oneDNN")
-    layers = [nn.Linear(256, 300), nn.Linear(256, 512)]
+def test_linear_layers_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined or one by one, with a bias or without, by either kernel, packed or not: their outputs side by side."""
+    layers = [nn.Linear(256, 300), nn.Linear(256, 512, bias=False)]
     with torch.no_grad():
-        for rows in (1, 2, 7, 33):
-            x = torch.randn(rows, 1, 256)
-            expected = tuple(layer(x) for layer in layers)
+        for rows, limit in itertools.product((1, 2, 7, 33), (0, few_row_linears.WORTH_JOINING)):
+            monkeypatch.setattr(few_row_linears, "WORTH_JOINING", limit)
+            monkeypatch.setattr(few_row_linears, "WORTH_ONEDNN", 2**30 if rows == 2 else 2**17)
+            x = torch.randn(rows, 256)
+            expected = torch.cat([layer(x) for layer in layers], dim=-1)
             fast = FewRowLinear(*layers)
             torch.testing.assert_close(fast(x), expected)
             fast.pack(rows)
-            assert fast.packed is not None
+            assert fast.packed == few_row_linears.ONEDNN
             torch.testing.assert_close(fast(x), expected)
         mixed = FewRowLinear(layers[0], nn.Sequential(layers[1]))
         mixed.pack(7)
-        assert mixed.packed is None
+        assert not mixed.packed
         torch.testing.assert_close(mixed(x), expected)
 
 
@@ -378,9 +380,9 @@ def test_a_prefix_of_many_tokens(mode: dict[str, Any], runs: Runs) -> None:
     """Longer than the room that the stores begin with; and what is written later is, too."""
     for scheme in SCHEMES:
         model, inputs = MODELS[scheme]
-        prefix = torch.randint(3, 37, (4, decoding_layer.ROOM + 2), generator=torch.Generator().manual_seed(0))
+        prefix = torch.randint(3, 37, (4, decoding_step.ROOM + 2), generator=torch.Generator().manual_seed(0))
         runs.same(model, **inputs, decoder_input_ids=prefix, **mode)
-        runs.same(model, **inputs, max_new_tokens=decoding_layer.ROOM + 5, eos_token_id=None, **mode)
+        runs.same(model, **inputs, max_new_tokens=decoding_step.ROOM + 5, eos_token_id=None, **mode)
 
 
 @both
@@ -436,6 +438,9 @@ FALLS_BACK: dict[str, Any] = {
         model.model.decoder.layers[0].feed_forward,
         "__class__",
         type("Other", (type(model.model.decoder.layers[0].feed_forward),), {}),
+    ),
+    "another class of positions": lambda model, _: setattr(
+        model.model.decoder.rotary, "__class__", type("Other", (type(model.model.decoder.rotary),), {})
     ),
     "a cache with something in it": filled_cache,
     "left padding": lambda _, inputs: inputs.update(decoder_input_ids=torch.tensor([[0, 1, 4]] * 3 + [[1, 5, 6]])),
@@ -501,10 +506,10 @@ def test_transformers_loops_are_those_we_know(loop: str) -> None:
     }
     stock = getattr(GenerationMixin, loop)
     unknown = set(own_names(stock)) - set(" ".join(known).split())
-    assert not unknown, f"transformers' {loop} has changed and reads {unknown} too: see modeling/decoding_loops.py"
+    assert not unknown, f"transformers' {loop} has changed and reads {unknown} too: see modeling/generation_dragoman.py"
     arguments = "self input_ids logits_processor stopping_criteria generation_config synced_gpus streamer model_kwargs"
     unknown = set(inspect.signature(stock).parameters) - set(arguments.split())
-    assert not unknown, f"transformers' {loop} takes {unknown} too: see ARGUMENTS in modeling/decoding_loops.py"
+    assert not unknown, f"transformers' {loop} takes {unknown} too: see ARGUMENTS in modeling/decoding_coverage.py"
     overridden = {name for name in vars(DecodingLoops) if hasattr(GenerationMixin, name)} - set(vars(object))
     used = set(own_names(GenerationMixin._sample)) | set(own_names(GenerationMixin._beam_search)) | {"__module__"}
     assert overridden - {"__call__"} <= used, "an override that no loop calls any more"
