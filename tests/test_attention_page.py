@@ -68,9 +68,9 @@ def test_quotations_stand_in_the_function_named_before_them(page: Path) -> None:
         named = [(name, target) for name, target in re.findall(LINK, text[: quotation.start()])][-2:]
         sources = [textwrap.dedent(definition(DOCS / target, name)).splitlines() for name, target in named]
         lines = [line.strip() for line in quotation[1].splitlines()]
-        assert any(
-            [line for line in map(str.strip, source) if line in lines] == lines for source in sources
-        ), quotation[1]
+        assert any([line for line in map(str.strip, source) if line in lines] == lines for source in sources), (
+            quotation[1]
+        )
 
 
 @BOTH
