@@ -2,8 +2,8 @@
 
 import ast
 import re
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -18,7 +18,7 @@ MEASURED = {"road_to_attention.md"} | {  # written, pictures and page, by exampl
     f"images/road_{name}.png" for name in ("accuracy", "alignments", "speed", "heads", "depth")
 }
 LINK = r"\[`([\w.]+)`\]\(([^)]+\.py)\)"
-BOTH = pytest.mark.parametrize("page", (ENGLISH, CHINESE), ids=lambda page: page.stem)
+BOTH = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.stem)
 
 
 def fences(page: Path, language: str) -> list[str]:
@@ -26,14 +26,14 @@ def fences(page: Path, language: str) -> list[str]:
 
 
 def definition(path: Path, name: str) -> str:
-    """The source of the function, class or method ``name``."""
+    """The source lines of the function, class or method ``name``."""
     text = path.read_text("utf-8")
-    node: ast.AST = ast.parse(text)
+    node: Any = ast.parse(text)
     for part in name.split("."):
         found = [child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part]
         assert found, f"{path.name} defines no {name}"
         node = found[0]
-    return ast.get_source_segment(text, node) or ""
+    return "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])
 
 
 def test_notebook_is_the_page() -> None:
@@ -65,8 +65,8 @@ def test_quotations_stand_in_the_function_named_before_them(page: Path) -> None:
     quotations = list(re.finditer(r"```py\n(.*?)```", text, re.DOTALL))
     assert len(quotations) == 4
     for quotation in quotations:
-        named = [(name, target) for name, target in re.findall(LINK, text[: quotation.start()])][-2:]
-        sources = [textwrap.dedent(definition(DOCS / target, name)).splitlines() for name, target in named]
+        named = re.findall(LINK, text[: quotation.start()])[-2:]
+        sources = [definition(DOCS / target, name).splitlines() for name, target in named]
         lines = [line.strip() for line in quotation[1].splitlines()]
         assert any([line for line in map(str.strip, source) if line in lines] == lines for source in sources), (
             quotation[1]
