@@ -6,6 +6,8 @@ Importing it registers configuration, models and tokenizer with transformers' Au
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, AutoTokenizer
 
 from .adapters import register_lora_targets
+from .alignment import align
+from .attribution import attribute
 from .configuration import presets
 from .configuration.base_configuration import VERSION
 from .configuration.configuration_dragoman import DragomanConfig
@@ -56,6 +58,8 @@ __all__ = [
     "DragomanTrainingArguments",
     "TokenBudgetBatchSampler",
     "__version__",
+    "align",
+    "attribute",
     "convert_from",
     "convert_to",
     "presets",
