@@ -36,11 +36,16 @@ class DragomanConfig(DragomanBaseConfig):
         "encoder_ffn_dim": "encoder_intermediate_size",
         "decoder_ffn_dim": "decoder_intermediate_size",
     }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *DragomanBaseConfig.keys_to_ignore_at_inference,
+        "pooling_weights",
+    ]
     entry_points: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_dragoman.DragomanConfig",
         "AutoModel": "modeling_dragoman.DragomanModel",
         "AutoModelForTextEncoding": "modeling_dragoman.DragomanEncoderModel",
         "AutoModelForSeq2SeqLM": "modeling_conditional_generation.DragomanForConditionalGeneration",
+        "AutoModelForSequenceClassification": "modeling_sequence_classification.DragomanForSequenceClassification",
     }
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -101,6 +106,10 @@ class DragomanConfig(DragomanBaseConfig):
     attention_dropout: float | int = 0.0  # anything else costs SDPA its fast kernel
     activation_dropout: float | int = 0.0
     label_smoothing: float | int = 0.0  # in training; evaluation reports the plain negative log-likelihood
+
+    # Classification; the classes are transformers' num_labels, id2label and problem_type
+    classifier_backbone: Literal["encoder", "encoder_decoder"] = "encoder"
+    pooling: Literal["mean", "first", "last_eos", "attention"] = "mean"
 
     # Special tokens, the same ids on both sides
     pad_token_id: int = 0

@@ -95,7 +95,10 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
     }
     if getattr(tokenizer, "separate_vocabularies", False):
         fitted |= {"source_vocab_size": source, "share_embeddings": False}
-    config = config_class(**{**_chosen_fields(base), **fitted, **overrides})
+    chosen = _chosen_fields(base)
+    if "num_labels" in overrides or "id2label" in overrides:
+        chosen = {name: value for name, value in chosen.items() if name not in ("id2label", "label2id")}
+    config = config_class(**{**chosen, **fitted, **overrides})
     for name, size, needed in (
         ("vocab_size", config.vocab_size, target),
         ("source_vocab_size", config.source_vocab_size or config.vocab_size, source),

@@ -160,6 +160,11 @@ def check_tying(config: Any) -> None:
             f"share_embeddings=True needs one vocabulary, got source_vocab_size {source} and vocab_size "
             f"{config.vocab_size}: set share_embeddings=False."
         )
+    if config.classifier_backbone == "encoder_decoder" and source not in (None, config.vocab_size):
+        raise ValueError(
+            "classifier_backbone='encoder_decoder' reads the source on both sides and needs one vocabulary, got "
+            f"source_vocab_size {source} and vocab_size {config.vocab_size}: choose classifier_backbone='encoder'."
+        )
 
 
 def check_special_tokens(config: Any) -> None:

@@ -3,7 +3,14 @@
 Importing it registers configuration, models and tokenizer with transformers' Auto classes; twice is harmless.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+)
 
 from .adapters import register_lora_targets
 from .alignment import align
@@ -19,6 +26,7 @@ from .model_cards import install_cards
 from .modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .modeling.modeling_dragoman_recurrent import DragomanRecurrentForConditionalGeneration, DragomanRecurrentModel
+from .modeling.modeling_sequence_classification import DragomanForSequenceClassification
 from .packing import DataCollatorForPackedSeq2Seq
 from .quantization import quantize
 from .token_budget import TokenBudgetBatchSampler
@@ -33,6 +41,7 @@ AutoTokenizer.register(DragomanConfig, tokenizer_class=DragomanTokenizer, exist_
 AutoModel.register(DragomanConfig, DragomanModel, exist_ok=True)
 AutoModelForTextEncoding.register(DragomanConfig, DragomanEncoderModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(DragomanConfig, DragomanForConditionalGeneration, exist_ok=True)
+AutoModelForSequenceClassification.register(DragomanConfig, DragomanForSequenceClassification, exist_ok=True)
 
 AutoConfig.register("dragoman_recurrent", DragomanRecurrentConfig, exist_ok=True)
 AutoTokenizer.register(DragomanRecurrentConfig, tokenizer_class=DragomanTokenizer, exist_ok=True)
@@ -49,6 +58,7 @@ __all__ = [
     "DragomanConfig",
     "DragomanEncoderModel",
     "DragomanForConditionalGeneration",
+    "DragomanForSequenceClassification",
     "DragomanModel",
     "DragomanRecurrentConfig",
     "DragomanRecurrentForConditionalGeneration",

@@ -23,6 +23,7 @@ COMMON = (
     "vocab_size source_vocab_size hidden_size position_encoding norm_type norm_placement "
     "num_hidden_layers cell bidirectional attention input_feeding"  # of recurrent models
 ).split()
+CLASSIFIER = ("num_labels", "pooling", "classifier_backbone")
 SIDED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SAMPLE = 64  # bytes of each weight that tell two trainings apart
 # Of a Trainer's reports: what measures the machine, not the model.
@@ -54,6 +55,8 @@ def model_facts(folder: Path, weights: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {name: weights[name] for name in ("parameters", "dtype") if name in weights}
     if (fields.get("quantization_config") or {}).get("quant_method") == METHOD:
         facts["dtype"] = "int8 weights with fp32 scales, for the CPU"
+    if facts["architecture"] == "DragomanForSequenceClassification":
+        facts |= {name: getattr(config, name) for name in CLASSIFIER}
     sided = [f"{side}_{name}" for name in SIDED for side in ("encoder", "decoder")]
     values = {field.name: getattr(config, field.name) for field in fields_of(config)}
     return facts | {name: values[name] for name in (*COMMON, *sided) if values.get(name) is not None}

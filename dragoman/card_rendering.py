@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from .card_facts import COMMON, SIDED, TAGS
+from .card_facts import CLASSIFIER, COMMON, SIDED, TAGS
 
 NOTICE = (
     "<!-- Written by dragoman, and again whenever the model is saved, until you change this text: then it is yours. "
@@ -17,16 +17,20 @@ AUTO_CLASSES = {
     "DragomanModel": "AutoModel",
     "DragomanRecurrentModel": "AutoModel",
     "DragomanEncoderModel": "AutoModelForTextEncoding",
+    "DragomanForSequenceClassification": "AutoModelForSequenceClassification",
 }
-TRANSLATION, TEXT_TO_TEXT = "translation", "text2text-generation"
+TRANSLATION, TEXT_TO_TEXT, CLASSIFICATION = "translation", "text2text-generation", "text-classification"
 
 
 def metadata(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the card's head that these facts give, as ``ModelCardData`` takes them."""
     stated, training = facts.get("stated", {}), facts.get("training", {})
     languages = facts.get("tokenizer", {}).get("languages", [])
+    architecture = facts.get("model", {}).get("architecture", "")
     task = TRANSLATION if languages else TEXT_TO_TEXT
-    writes = facts.get("model", {}).get("architecture", "").endswith("ForConditionalGeneration")
+    if architecture.endswith("ForSequenceClassification"):
+        task = CLASSIFICATION
+    has_task = architecture.endswith(("ForConditionalGeneration", "ForSequenceClassification"))
     dataset, rows = training.get("dataset", {}), training.get("results", [])
     results = [
         EvalResult(
@@ -43,7 +47,7 @@ def metadata(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     ]
     fields = {
         "library_name": "transformers",
-        "pipeline_tag": task if writes else None,
+        "pipeline_tag": task if has_task else None,
         "language": [code for code in languages if re.fullmatch("[a-z]{2,3}", code)] or None,  # the Hub takes no others
         "tags": TAGS,
         "metrics": list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != "loss")) or None,
@@ -66,7 +70,7 @@ def _sections(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
     if facts.get("conversion"):
         yield f"## Conversion\n\n{_conversion(facts['conversion'])}"
     if model:
-        rows = [[key.replace("_", " "), model[key]] for key in COMMON if key in model]
+        rows = [[key.replace("_", " "), model[key]] for key in (*COMMON, *CLASSIFIER) if key in model]
         for key in SIDED:
             sides = [str(model[f"{side}_{key}"]) for side in ("encoder", "decoder") if f"{side}_{key}" in model]
             if sides:
@@ -90,6 +94,10 @@ def _sections(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _introduction(model: Mapping[str, Any], base: str | None) -> str:
     kind = "The encoder of a Transformer" if "Encoder" in model["architecture"] else "An encoder-decoder Transformer"
+    if model.get("classifier_backbone") == "encoder":
+        kind = "The encoder of a Transformer with a classifier"
+    elif "classifier_backbone" in model:
+        kind = "An encoder-decoder Transformer with a classifier"
     if "Recurrent" in model["architecture"]:
         kind = "A recurrent encoder-decoder"
     size = f" with {model['parameters']:,} parameters ({model['dtype']})" if "parameters" in model else ""

@@ -59,9 +59,11 @@ def refuse_half_saved(folder: Path) -> None:
 
 def refuse_missing(model: Any, missing: set[str], where: Any) -> None:
     """A head may be new where another class was saved; the decoder too, where an encoder was."""
-    name, architectures = type(model).__name__, model.config.architectures or []
+    name, config = type(model).__name__, model.config
+    architectures = config.architectures or []
     saved = architectures[0] if architectures and architectures[0].startswith("Dragoman") else name
-    owned = ("encoder.",) if "Encoder" in saved else ("encoder.", "decoder.")
+    classifies = saved.endswith("SequenceClassification") and config.classifier_backbone == "encoder"
+    owned = ("encoder.",) if "Encoder" in saved or classifies else ("encoder.", "decoder.")
     prefix = f"{model.base_model_prefix}."
     lost = sorted(key for key in missing if saved == name or key.removeprefix(prefix).startswith(owned))
     if lost:

@@ -9,6 +9,7 @@ into a branch     1/√fan_in                        keeps the size of what pass
 out of a branch   1/√(fan_in · branches)           the sum of a stack's branches has unit size
 free head         1/√C                             unit logits
 relative bias     1/√C                             begins near no bias
+pooling query     0                                begins as the mean
 recurrent         1/√(3 C), uniform                torch's own
 ================  ===============================  ==============================================
 
@@ -23,6 +24,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .embeddings import TokenEmbedding
+from .pooling import Pooling
 from .position_biases import AlibiBias, RelativeBias, alibi_slopes
 from .position_encodings import LearnedPositions, SinusoidalPositions
 
@@ -34,6 +36,9 @@ def initialize(module: nn.Module, config: Any) -> None:
         init.copy_(module.table, module.compute(*module.table.shape))
     elif isinstance(module, AlibiBias):
         init.copy_(module.slopes, alibi_slopes(len(module.slopes)))
+    elif isinstance(module, Pooling):
+        if module.query is not None:
+            init.zeros_(module.query)
     elif isinstance(module, LearnedPositions):
         init.normal_(module.weight, std=fixed or (1.0 if getattr(config, "scale_embedding", False) else per_channel))
     elif isinstance(module, RelativeBias | TokenEmbedding):

@@ -39,7 +39,7 @@ def head_cross_entropy(
     needs_gradient = tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in (rows, weight, bias))
     with torch.autocast(device, enabled=False):
         total = _ChunkedCrossEntropy.apply(rows, weight, bias, targets, label_smoothing, scale, narrow, needs_gradient)
-    return _mean(total, targets, num_items_in_batch)
+    return mean_over_labels(total, targets, num_items_in_batch)
 
 
 def token_cross_entropy(
@@ -54,10 +54,11 @@ def token_cross_entropy(
     labels = labels.to(logits.device).flatten()
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (N, V)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="sum")
-    return _mean(total, labels, num_items_in_batch)
+    return mean_over_labels(total, labels, num_items_in_batch)
 
 
-def _mean(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+def mean_over_labels(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """``total / N``; ``N`` as in :func:`token_cross_entropy`."""
     count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)  # nothing to learn: 0, not NaN
 

@@ -28,7 +28,7 @@ TIERS = [
     ["presets"],
     ["linear"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
-    ["packing", "recurrent_attention", "recurrent_layers", "recurrent_state"],
+    ["packing", "pooling", "classification_loss", "recurrent_attention", "recurrent_layers", "recurrent_state"],
     ["embeddings", "residual", "attention", "padding", "int8_loading"],
     ["building", "initialization", "int8_modules", "encoder_decoder_generation", "language_modeling_head"],
     ["few_row_linears"],
@@ -47,7 +47,7 @@ TIERS = [
     ["decoding_loops"],
     ["generation_dragoman"],
     ["modeling_dragoman"],
-    ["modeling_conditional_generation", "modeling_dragoman_recurrent"],
+    ["modeling_conditional_generation", "modeling_sequence_classification", "modeling_dragoman_recurrent"],
 ]
 ALLOWED = {"torch", "transformers", "tokenizers", "huggingface_hub"} | sys.stdlib_module_names
 
