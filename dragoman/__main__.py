@@ -132,7 +132,7 @@ def explain(
     logging.disable_progress_bar()
     try:
         attribution = find_words(checkpoint, text, target, method=method, units=units)
-    except (ImportError, NotImplementedError, OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
     console = Console(soft_wrap=True)
