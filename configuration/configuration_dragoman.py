@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import RopeParameters
 
 from .base_configuration import VERSION, DragomanBaseConfig
-from .validation import check_architecture, check_positions, check_special_tokens, check_tying
+from .validation import check_architecture, check_classifier, check_positions, check_special_tokens, check_tying
 
 
 @strict
@@ -139,6 +139,7 @@ class DragomanConfig(DragomanBaseConfig):
         check_architecture(self)
         check_positions(self)
         check_tying(self)
+        check_classifier(self)
 
     def validate_token_ids(self) -> None:
         check_special_tokens(self)

@@ -160,6 +160,10 @@ def check_tying(config: Any) -> None:
             f"share_embeddings=True needs one vocabulary, got source_vocab_size {source} and vocab_size "
             f"{config.vocab_size}: set share_embeddings=False."
         )
+
+
+def check_classifier(config: Any) -> None:
+    source = config.source_vocab_size
     if config.classifier_backbone == "encoder_decoder" and source not in (None, config.vocab_size):
         raise ValueError(
             "classifier_backbone='encoder_decoder' reads the source on both sides and needs one vocabulary, got "

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoTokenizer,
     Seq2SeqTrainer,
@@ -77,6 +78,12 @@ def encoder(model: Any) -> dict[str, Any]:
     return {"states": model(**inputs_of(model.config)).last_hidden_state}
 
 
+@torch.no_grad()
+def classifier(model: Any) -> dict[str, Any]:
+    outputs = model(**inputs_of(model.config))
+    return {"logits": outputs.logits, "weights": outputs.pooling_weights}
+
+
 def tokenizer(tokenizer: Any) -> dict[str, Any]:
     encoded = tokenizer(SOURCES, text_target=TARGETS)
     sides = {"decoded": encoded["labels"], "source decoded": encoded["input_ids"]}
@@ -101,13 +108,14 @@ FACETS: dict[str, tuple[Any, Callable[[Any], dict[str, Any]]]] = {
     "seq2seq": (AutoModelForSeq2SeqLM, seq2seq),
     "base": (AutoModel, base),
     "encoder": (AutoModelForTextEncoding, encoder),
+    "classifier": (AutoModelForSequenceClassification, classifier),
     "tokenizer": (AutoTokenizer, tokenizer),
 }
 
 
 def save(loaded: dict[str, Any], folder: Path, how: str) -> None:
     """Save into one folder: `config`, `tokenizer`, `model`, that in many files, several in an order; or by a Trainer."""
-    model = next((loaded[name] for name in ("seq2seq", "base", "encoder") if name in loaded), None)
+    model = next((loaded[name] for name in ("classifier", "seq2seq", "base", "encoder") if name in loaded), None)
     if how == "trainer":
         arguments = Seq2SeqTrainingArguments(str(folder) + "-runs", report_to=[], use_cpu=True)
         Seq2SeqTrainer(model, arguments, processing_class=loaded["tokenizer"]).save_model(str(folder))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanRecurrentConfig, presets
+from dragoman import DragomanConfig, DragomanRecurrentConfig, presets
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,13 +82,13 @@ def describe(options: dict[str, Any]) -> str:
     return "-".join(str(value) for value in options.values())
 
 
-def build(config: Any, seed: int = 0, **kwargs: Any) -> DragomanForConditionalGeneration:
+def build(config: Any, seed: int = 0, auto: Any = AutoModelForSeq2SeqLM, **kwargs: Any) -> Any:
     """A model with random weights large enough that no attention is uniform, in eval mode.
 
     Norms, biases and tables that start as constants are drawn too.
     """
     torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(config, **kwargs)
+    model = auto.from_config(config, **kwargs)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if isinstance(config, DragomanRecurrentConfig):  # where no norm makes states this large
@@ -99,7 +99,7 @@ def build(config: Any, seed: int = 0, **kwargs: Any) -> DragomanForConditionalGe
                 parameter.copy_(torch.randn_like(parameter))
             elif "q_proj" in name or "k_proj" in name:
                 parameter.mul_(2.0)
-        if config.logits_bias:
+        if config.logits_bias and auto is AutoModelForSeq2SeqLM:
             model.lm_head.bias.normal_(std=0.3)
     return model.eval()
 

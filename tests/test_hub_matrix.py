@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import loading_process
 from dragoman import (
@@ -38,6 +39,7 @@ FOLDERS = {
     "two-trainer": ("trainer", ALL),
     "one-base": ("model", ["config", "base", "encoder"]),
     "two-encoder": ("model", ["config", "encoder"]),
+    "classifier-encoder": ("model", ["config", "encoder", "classifier"]),
     "half-sharded": ("sharded+tokenizer", ALL[1:]),
     "recurrent-model-first": ("model+tokenizer", [name for name in ALL if name != "encoder"]),
     "recurrent-base": ("model", ["config", "base"]),
@@ -71,6 +73,11 @@ def originals() -> dict[str, dict[str, Any]]:
         models = {"seq2seq": model.to(dtype), "base": base.to(dtype), "encoder": encoder.to(dtype)}
         made[name] = {"config": config, **models, "tokenizer": tokenizer}
     tokenizer = made["one"]["tokenizer"]
+    config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(pooling="attention"), num_labels=3)
+    classifier = build(config, auto=AutoModelForSequenceClassification)
+    encoder = DragomanEncoderModel(config).eval()
+    encoder.load_state_dict(classifier.model.state_dict())
+    made["classifier"] = {"config": config, "encoder": encoder, "classifier": classifier}
     config = DragomanRecurrentConfig.from_tokenizer(tokenizer, preset=recurrent())
     model = build(config)
     base = DragomanRecurrentModel(config).eval()
