@@ -1,14 +1,16 @@
 """Does an attribution find the word that decides, and do the words it names move the model?
 
-    python benchmarks/attribution.py DATA
+    python benchmarks/attribution.py planted
+    python benchmarks/attribution.py sst2 --data DATA
 
-DATA is a folder with ``sst2/stsa.binary.{train,dev}``. Trains small classifiers from scratch, some minutes on one
-thread; writes ``benchmarks/results/attribution.json``. ``python benchmarks/explanation.py`` makes the page of it.
+Trains small classifiers from scratch, some minutes on one thread; writes ``benchmarks/results/attribution-*.json``.
+``python benchmarks/explanation.py`` makes the page of them.
 """
 
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 import warnings
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from classifiers import KEYS, Examples, accuracy, planted, read_sst2, train_classifier
 from dragoman.attribution import METHODS, attribute
@@ -77,26 +80,45 @@ def summary(rows: Iterable[Any], count: int) -> dict[str, Any]:
     }
 
 
+def run_planted(options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for pooling, seed in PLANTED:
+        rows.append(find_planted(pooling, seed, options.count))
+        print(rows[-1], flush=True)
+    return {"rows": rows}
+
+
+def run_sst2(options: argparse.Namespace) -> dict[str, Any]:
+    if options.model is None:
+        train = read_sst2(options.data / "sst2" / "stsa.binary.train")
+        sizes = {"hidden_size": 128, "encoder_intermediate_size": 256, "dropout": 0.3}
+        model, tokenizer = train_classifier(train, seed=0, epochs=4, vocab_size=8000, **sizes)
+        if options.save is not None:
+            model.save_pretrained(options.save), tokenizer.save_pretrained(options.save)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(options.model)
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+    dev = read_sst2(options.data / "sst2" / "stsa.binary.dev")
+    sample = random.Random(0).sample(dev, min(options.count, len(dev)))
+    return {
+        "accuracy": accuracy(model, tokenizer, dev),
+        "methods": measure_faithfulness(model, tokenizer, sample, slow=20),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--count", type=int, default=300, help="texts with a planted word, for each model")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th sentence of the dev set")
+    parser.add_argument("part", choices=("planted", "sst2"))
+    parser.add_argument("--count", type=int, default=150, help="texts: for each model, or of the dev set")
+    parser.add_argument("--data", type=Path, help="the folder that holds sst2/stsa.binary.train and .dev")
+    parser.add_argument("--model", type=Path, help="a classifier of its sentences; without it, one is trained")
+    parser.add_argument("--save", type=Path, help="where to save the one that is trained")
     options = parser.parse_args()
+    if options.part == "sst2" and options.data is None:
+        parser.error("sst2 needs --data")
     warnings.filterwarnings("ignore", "Integrated gradients miss")
-    report: dict[str, Any] = {"conditions": conditions(), "planted": []}
-    for pooling, seed in PLANTED:
-        report["planted"].append(find_planted(pooling, seed, options.count))
-        print(report["planted"][-1], flush=True)
-    train = read_sst2(options.data / "sst2" / "stsa.binary.train")
-    dev = read_sst2(options.data / "sst2" / "stsa.binary.dev")
-    sizes = {"hidden_size": 128, "encoder_intermediate_size": 256, "dropout": 0.3}
-    model, tokenizer = train_classifier(train, seed=0, epochs=4, vocab_size=8000, **sizes)
-    report["sst2"] = {
-        "accuracy": accuracy(model, tokenizer, dev),
-        "methods": measure_faithfulness(model, tokenizer, dev[:: options.every], slow=20),
-    }
-    RESULTS.joinpath("attribution.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    report = {"conditions": conditions(), **(run_planted if options.part == "planted" else run_sst2)(options)}
+    RESULTS.joinpath(f"attribution-{options.part}.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

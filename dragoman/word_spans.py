@@ -52,15 +52,25 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int]]) -> list[WordSpan]:
 
 
 def spans_of(text: str, offsets: Sequence[tuple[int, int]], units: Units) -> list[WordSpan]:
-    """:func:`word_spans`, or every token that stands for some text by itself.
+    """:func:`word_spans`, or the tokens that stand for some text; those that share a character, as bytes do, are one.
 
     Raises ValueError for other units.
     """
     if units == "words":
         return word_spans(text, offsets)
-    if units == "tokens":
-        return [WordSpan(text[a:b].strip() or text[a:b], a, b, (i,)) for i, (a, b) in enumerate(offsets) if a < b]
-    raise ValueError(f"units must be 'words' or 'tokens', not {units!r}.")
+    if units != "tokens":
+        raise ValueError(f"units must be 'words' or 'tokens', not {units!r}.")
+    spans: list[WordSpan] = []
+    for index, (start, end) in enumerate(offsets):
+        start = end - len(text[start:end].lstrip() or text[start:end])
+        tokens: tuple[int, ...] = (index,)
+        if start == end:
+            continue
+        if spans and spans[-1].end > start:
+            before = spans.pop()
+            start, end, tokens = before.start, max(before.end, end), (*before.tokens, index)
+        spans.append(WordSpan(text[start:end], start, end, tokens))
+    return spans
 
 
 def check_offsets(tokenizer: Any) -> None:
