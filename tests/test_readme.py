@@ -38,7 +38,7 @@ def test_examples_take_the_options_shown() -> None:
     commands = [
         line for block in blocks("bash", README + RESULTS) for line in re.split(r"\n|&&", block) if "examples/" in line
     ]
-    scripts = [f"examples/{name}.py" for name in ("pronounce", "push_to_hub", "train_seq2seq")]
+    scripts = [f"examples/{name}.py" for name in ("pronounce", "push_to_hub", "sentiment", "train_seq2seq")]
     assert sorted({command.split()[1] for command in commands}) == scripts
     for script in scripts:
         usage = subprocess.run(

