@@ -36,7 +36,7 @@ def test_weights_are_those_of_the_model(kind: str, tokenizer: DragomanTokenizer)
         batch = tokenizer([source], text_target=[target], return_tensors="pt")
         outputs = model.eval()(**batch, output_attentions=True)
         cross = torch.stack(outputs.cross_attentions)[:, 0].detach()  # (L, H, T, S)
-        torch.testing.assert_close(tokens[row].weights, cross.mean((0, 1))[:-1, :-1])
+        torch.testing.assert_close(tokens[row].weights, cross.mean((0, 1))[:-1, :-1], rtol=1e-3, atol=1e-4)
         assert [len(tokens[row].target), len(tokens[row].source)] == [size - 1 for size in cross.shape[2:]]
         parts = [tokenizer(text, return_offsets_mapping=True) for text in (source, target)]
         spaced = [text.split() for text in (source, target)]
@@ -46,7 +46,7 @@ def test_weights_are_those_of_the_model(kind: str, tokenizer: DragomanTokenizer)
             for i in range(len(spaced[0])):
                 theirs = [s for s, word in enumerate(word_numbers(source, parts[0])) if word == i]
                 expected[j, i] = cross[0, 0][mine][:, theirs].sum() / len(mine)
-        torch.testing.assert_close(words[row].weights, expected)
+        torch.testing.assert_close(words[row].weights, expected, rtol=1e-3, atol=1e-4)
         assert (list(words[row].source), list(words[row].target)) == (spaced[0], spaced[1])
         assert words[row].links == {(int(expected[j].argmax()), j) for j in range(len(expected))}
         assert str(words[row]) == " ".join(f"{i}-{j}" for i, j in sorted(words[row].links))
