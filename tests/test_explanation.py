@@ -1,5 +1,8 @@
 """What a person sees: the command, the page, the pictures, and the document that shows them."""
 
+import json
+import re
+import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -12,10 +15,12 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
+import explanation
+import letter_alignment
 from dragoman import DragomanConfig, DragomanTokenizer, align, attribute
 from dragoman.__main__ import app
 from dragoman.highlighting import colour, to_html, to_terminal
-from support import build, tiny
+from support import ROOT, build, tiny
 
 TEXT = 'I hate <script>alert("1")</script> [red]this[/red] & 電影 $x_1$'
 TARGET = "a <b>dog</b> runs"
@@ -165,3 +170,32 @@ def test_without_matplotlib_the_message_says_how_to_get_it(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "dragoman.plotting", raising=False)
     with pytest.raises(ImportError, match=r"dragoman\[explain\]"):
         import dragoman.plotting  # noqa: F401
+
+
+def test_the_document(
+    model: Any, tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "explanation.md").read_text("utf-8")
+    assert page == explanation.render()
+    assert not re.search(r"\{\w+\}", page)
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("my-model"), tokenizer.save_pretrained("my-model")
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "explanation.md", "exec"), names)
+    assert Path("words.png").is_file()
+    (command,) = re.findall(r"```bash\npython -m dragoman (.*?)\n```", page)
+    assert CliRunner().invoke(app, shlex.split(command)).exit_code == 0
+    assert Page(Path("page.html").read_text("utf-8")).read["h1"].strip() == "ein Hund rennt"
+    results = json.loads((ROOT / "benchmarks" / "results" / "attribution-planted.json").read_text("utf-8"))
+    assert min(row["leave_one_out"] for row in results["rows"]) >= 0.99  # the shipped default
+
+
+def test_letters_are_aligned_by_hand() -> None:
+    pairs = [("ship", ["SH", "IH", "P"]), ("hip", ["HH", "IH", "P"]), ("sip", ["S", "IH", "P"]), ("six", list("SIKZ"))]
+    weights = letter_alignment.learn(pairs * 5)
+    assert letter_alignment.align("ship", ["SH", "IH", "P"], weights) == [{0, 1}, {2}, {3}]
+    assert letter_alignment.align("six", list("SIKZ"), weights)[:2] == [{0}, {1}]
+    assert letter_alignment.align("a", list("SIKZ"), weights) == [set()] * 4  # no steps connect the two
