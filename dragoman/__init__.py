@@ -13,6 +13,8 @@ from transformers import (
 )
 
 from .adapters import register_lora_targets
+from .alignment import align
+from .attribution import attribute
 from .averaging import average_checkpoints
 from .configuration import presets
 from .configuration.base_configuration import VERSION
@@ -71,6 +73,8 @@ __all__ = [
     "ExponentialMovingAverageCallback",
     "TokenBudgetBatchSampler",
     "__version__",
+    "align",
+    "attribute",
     "average_checkpoints",
     "convert_from",
     "convert_to",

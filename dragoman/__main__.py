@@ -135,5 +135,43 @@ def average(
     print(f"The mean of {', '.join(folder.name for folder in chosen)} is in {to}")
 
 
+@app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="A classifier, or a model that writes.")],
+    text: Annotated[str, typer.Argument(help="What it reads.")],
+    target: Annotated[
+        str | None, typer.Option(help="A class, or a text to write. Default: the model's answer.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Or integrated_gradients, attention, ...")] = "leave_one_out",
+    units: Annotated[str, typer.Option(help="Or tokens.")] = "words",
+    html: Annotated[Path | None, typer.Option(help="Also write a page that needs nothing but itself.")] = None,
+) -> None:
+    """Which words of a text made the model say that: colours the text by what each word added.
+
+    Exit status 1: there is no such checkpoint, class or method, and the message says what there is.
+    """
+    from transformers.utils import logging
+
+    from .explanation import explain as find_words
+    from .highlighting import legend, to_html, to_terminal
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        attribution = find_words(checkpoint, text, target, method=method, units=units)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(1) from error
+    console = Console(soft_wrap=True)
+    console.print(f"[bold]{escape(attribution.target)}[/bold] ({attribution.method}, {attribution.value:.3f})")
+    console.print(to_terminal(attribution))
+    console.print(legend(attribution))
+    for word in attribution.ranked()[:5]:
+        console.print(f"{word.score:+.3f}  {escape(word.text)}")
+    if html is not None:
+        html.write_text(to_html(attribution), "utf-8")
+        console.print(f"Written: {escape(str(html))}")
+
+
 if __name__ == "__main__":
     app(prog_name="python -m dragoman")

@@ -1,0 +1,206 @@
+"""What is explained: one number ``F`` that a model computes from a text, the source of all attributions.
+
+S source tokens, T target tokens, C model size, n rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off; cuDNN too, which takes no gradient of a recurrent layer that is not being trained."""
+    training = model.training
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield model.eval()
+    finally:
+        model.train(training)
+
+
+class ExplainedOutput(ABC):
+    """A text, the tokens it is made of, and ``F``; ``target`` says in words what ``F`` is about."""
+
+    target: str
+
+    def __init__(self, model: Any, tokenizer: Any, text: str, units: Units) -> None:
+        check_offsets(tokenizer)
+        encoding = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        self.model, self.tokenizer, self.text = model, tokenizer, text
+        self.input_ids: Tensor = encoding["input_ids"].to(model.device)  # (1, S)
+        self.tokens: list[str] = encoding.tokens()
+        offsets = offsets_of(encoding)
+        self.words: list[WordSpan] = spans_of(text, offsets, units)
+        self.is_text = torch.tensor([start < end for start, end in offsets], device=model.device)  # (S,)
+        if not self.words:
+            raise ValueError(f"There is nothing to explain in {text!r}: the text has no words.")
+
+    @abstractmethod
+    def outputs(self, rows: int, **inputs: Any) -> Any:
+        """The model's outputs for ``rows`` sources."""
+
+    @abstractmethod
+    def value(self, outputs: Any) -> Tensor:
+        """``F`` (n,) of the model's outputs."""
+
+    @abstractmethod
+    def probability(self, value: Tensor) -> Tensor:
+        """``F`` as a number from 0 to 1 (n,)."""
+
+    @abstractmethod
+    def readout(self, outputs: Any) -> Tensor:
+        """Where ``F`` is read off the last states: weights over the states that attention mixes (N,), sum 1."""
+
+    def of_source(self, held: Tensor) -> Tensor:
+        """The part of weights over all inputs (N,) that belongs to the source's tokens (S,)."""
+        return held[: self.input_ids.shape[1]]
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """``F`` (n,) of token vectors (n, S, C) in the place of the text's."""
+        mask = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+        return self.value(self.outputs(len(vectors), inputs_embeds=vectors, attention_mask=mask))
+
+    @torch.no_grad()
+    def of_parts(self, kept: Sequence[Sequence[int]], at_once: int = 64) -> Tensor:
+        """``F`` (n,) of what is left of the source when only the tokens ``kept`` stay, special ones always."""
+        special = set((~self.is_text).nonzero()[:, 0].tolist())
+        values = []
+        for start in range(0, len(kept), at_once):
+            rows = [self.input_ids[0, sorted(special | set(row))] for row in kept[start : start + at_once]]
+            ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            values.append(self.value(self.outputs(len(rows), input_ids=ids, attention_mask=mask)))
+        return torch.cat(values)
+
+    def vectors(self) -> Tensor:
+        """The text's token vectors (1, S, C)."""
+        return self.model.get_input_embeddings()(self.input_ids).detach()
+
+    def attentions(self) -> Any:
+        """The model's outputs for the text, attention weights among them."""
+        with torch.no_grad():
+            mask = torch.ones_like(self.input_ids)
+            return self.outputs(1, input_ids=self.input_ids, attention_mask=mask, output_attentions=True)
+
+
+class ClassifiedOutput(ExplainedOutput):
+    """The log-odds ``log p / (1 − p)`` of a class, which do not flatten where p is near 1; a regression's value."""
+
+    def __init__(self, model: Any, tokenizer: Any, text: str, target: int | str | None, units: Units) -> None:
+        super().__init__(model, tokenizer, text, units)
+        names: dict[int, str] = model.config.id2label
+        self.problem = model.config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+        if target is None:
+            with torch.no_grad():
+                target = int(self.outputs(1, input_ids=self.input_ids).logits[0].argmax())
+        elif isinstance(target, str):
+            found = [index for index, name in names.items() if name == target]
+            if not found:
+                raise ValueError(f"The model has no class {target!r}, only {', '.join(map(repr, names.values()))}.")
+            target = found[0]
+        if target not in names:
+            raise ValueError(f"The model has no class {target}, only 0 to {len(names) - 1}.")
+        self.index, self.target = int(target), names[int(target)]
+
+    def outputs(self, rows: int, **inputs: Any) -> Any:
+        return self.model(**inputs, return_dict=True)
+
+    def value(self, outputs: Any) -> Tensor:
+        logits: Tensor = outputs.logits  # (n, classes)
+        chosen = logits[:, self.index]
+        if self.problem != "single_label_classification":
+            return chosen
+        others = torch.arange(logits.shape[1], device=logits.device) != self.index
+        return chosen - logits[:, others].logsumexp(dim=1)
+
+    def probability(self, value: Tensor) -> Tensor:
+        if self.problem == "regression":
+            raise ValueError("A regression gives no probability, and faithfulness is measured in probabilities.")
+        return value.sigmoid()
+
+    def readout(self, outputs: Any) -> Tensor:
+        """The model's ``pooling_weights``; a model without any is taken to read its first state, as BERT's heads do."""
+        weights = getattr(outputs, "pooling_weights", None)
+        length, device = self.input_ids.shape[1], self.input_ids.device
+        pooled = F.one_hot(torch.tensor(0, device=device), length).float() if weights is None else weights[0]
+        return torch.cat([torch.zeros(length, device=device), pooled]) if self.reads_twice else pooled
+
+    def of_source(self, held: Tensor) -> Tensor:
+        length = self.input_ids.shape[1]
+        # Position t of the decoder holds token t − 1, and position 0 its start.
+        return held[:length] + (F.pad(held[length + 1 :], (0, 1)) if self.reads_twice else 0)
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether a decoder reads the source, one place later, too."""
+        return bool(getattr(self.model, "has_decoder", False))
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        if self.reads_twice:
+            raise NotImplementedError(
+                "With classifier_backbone='encoder_decoder' the text enters twice, and gradients of one entrance are "
+                "half the truth: use method='leave_one_out'."
+            )
+        return super().of_vectors(vectors)
+
+
+class WrittenOutput(ExplainedOutput):
+    """The log-probability ``Σₜ log p(yₜ | y₁ … yₜ₋₁, x)`` of a target text; without one, of what the model writes."""
+
+    def __init__(self, model: Any, tokenizer: Any, text: str, target: str | None, units: Units) -> None:
+        super().__init__(model, tokenizer, text, units)
+        if target is None:
+            written = model.generate(input_ids=self.input_ids, num_return_sequences=1, return_dict_in_generate=False)[
+                :, 1:
+            ]  # after the start token
+            self.target = tokenizer.decode(written[0], skip_special_tokens=True)
+        elif isinstance(target, str):
+            written = tokenizer(text_target=target, return_tensors="pt")["input_ids"].to(model.device)
+            self.target = target
+        else:
+            raise TypeError(f"The target of a model that writes is a text, not {target!r}.")
+        self.labels: Tensor = written  # (1, T)
+        if self.labels.shape[1] == 0:
+            raise ValueError("The target is empty: there is nothing to explain.")
+
+    def outputs(self, rows: int, **inputs: Any) -> Any:
+        ids = self.model.prepare_decoder_input_ids_from_labels(labels=self.labels).expand(rows, -1)
+        return self.model(**inputs, decoder_input_ids=ids, use_cache=False, return_dict=True)
+
+    def value(self, outputs: Any) -> Tensor:
+        log_p = outputs.logits.float().log_softmax(dim=-1)  # (n, T, V)
+        labels = self.labels[..., None].expand(len(log_p), -1, -1)
+        return log_p.gather(2, labels)[..., 0].sum(dim=1)
+
+    def probability(self, value: Tensor) -> Tensor:
+        """Of a token, the geometric mean: texts of all lengths compare."""
+        return (value / self.labels.shape[1]).exp()
+
+    def readout(self, outputs: Any) -> Tensor:
+        """Every target position alike."""
+        source, target = self.input_ids.shape[1], self.labels.shape[1]
+        zeros = torch.zeros(source, device=self.input_ids.device)
+        return torch.cat([zeros, torch.full((target,), 1 / target, device=zeros.device)])
+
+
+def explained_output(model: Any, tokenizer: Any, text: str, target: int | str | None, units: Units) -> ExplainedOutput:
+    """Raises TypeError for a model that neither classifies nor writes from a source."""
+    if model.config.is_encoder_decoder and model.can_generate():
+        if isinstance(target, int):
+            raise TypeError(f"The target of a model that writes is a text, not {target!r}.")
+        return WrittenOutput(model, tokenizer, text, target, units)
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return ClassifiedOutput(model, tokenizer, text, target, units)
+    raise TypeError(
+        f"{type(model).__name__} neither classifies nor writes from a source: load the checkpoint by "
+        "AutoModelForSequenceClassification or AutoModelForSeq2SeqLM."
+    )

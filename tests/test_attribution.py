@@ -1,0 +1,297 @@
+"""Scores of words: each method against what it is by definition, and the measure that says which to trust."""
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+import dragoman
+from classifiers import KEYS, planted
+from dragoman import DragomanConfig, DragomanTokenizer, attribute
+from dragoman.attention_rollout import flow, mixtures, rollout
+from dragoman.attribution import METHODS, gradient_x_input, integrated_gradients
+from dragoman.faithfulness import faithfulness
+from dragoman.word_spans import offsets_of_written, word_spans
+from support import build, recurrent, tiny
+
+TEXTS = ["a dog runs home", "I hate this film", "don't you like it?", "我讨厌这部电影"]
+TEXT, TARGET = "I hate this film, don't you", "a dog runs"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DragomanTokenizer:
+    return DragomanTokenizer.train(TEXTS * 3, vocab_size=340)
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer: DragomanTokenizer) -> Any:
+    return build(tiny(vocab_size=len(tokenizer), norm_placement="post"))
+
+
+def classifier(tokenizer: DragomanTokenizer, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_labels": 3, **fields}
+    model = AutoModelForSequenceClassification.from_config(
+        DragomanConfig.from_tokenizer(tokenizer, preset="tiny", **sizes)
+    )
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                parameter.mul_(3)
+    return model.eval()
+
+
+def words(text: str, tokenizer: Any) -> list[str]:
+    return [span.text for span in word_spans(text, tokenizer(text, return_offsets_mapping=True)["offset_mapping"])]
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram", "char", "word"])
+def test_words(algorithm: str) -> None:
+    tokenizer = DragomanTokenizer.train(TEXTS[:3], vocab_size=330, algorithm=algorithm)
+    text = "  I don\N{RIGHT SINGLE QUOTATION MARK}t hate, été [x] 電影 q"
+    last = ["電影"] if algorithm == "unigram" else ["電", "影"]  # bytes that know only where all of them came from
+    found = words(text, tokenizer)
+    assert found == ["I", "don\N{RIGHT SINGLE QUOTATION MARK}t", "hate", ",", "été", "[", "x", "]", *last, "q"]
+    spans = word_spans(text, (encoding := tokenizer(text, return_offsets_mapping=True))["offset_mapping"])
+    used = [token for span in spans for token in span.tokens]
+    assert used == list(range(len(encoding["input_ids"]) - 1))  # each once, in order; the end token in none
+
+
+def test_words_that_share_a_token_are_one() -> None:
+    assert [span.text for span in word_spans("a b, c", [(0, 1), (1, 4), (4, 6), (0, 0)])] == ["a", "b,", "c"]
+    assert word_spans("ab", [(0, 1), (1, 2)])[0].tokens == (0, 1)
+
+
+def test_written_ids_have_offsets(tokenizer: DragomanTokenizer) -> None:
+    ids = tokenizer("a dog, é").input_ids
+    text, offsets = offsets_of_written(ids, tokenizer)
+    assert text == "a dog, é"
+    assert offsets[-1] == (len(text), len(text))  # the end token
+    assert [span.text for span in word_spans(text, offsets)] == ["a", "dog", ",", "é"]
+
+
+def test_rollout_is_the_written_out_recursion(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    encoded = tokenizer(TEXT, return_tensors="pt")
+    ids = torch.tensor([[1, 7, 9, 12]])
+    outputs = writer(**encoded, decoder_input_ids=ids, output_attentions=True)
+    source, target = encoded["input_ids"].shape[1], 4
+    held = torch.eye(source)  # of each source token, in each encoder state
+    for weights in outputs.encoder_attentions:
+        held = 0.5 * held + 0.5 * weights[0].mean(0) @ held
+    of_source, of_target = torch.zeros(target, source), torch.eye(target)
+    for own, cross in zip(outputs.decoder_attentions, outputs.cross_attentions, strict=True):
+        of_source = 0.5 * of_source + 0.5 * own[0].mean(0) @ of_source
+        of_target = 0.5 * of_target + 0.5 * own[0].mean(0) @ of_target
+        of_source, of_target = 0.5 * of_source + 0.5 * cross[0].mean(0) @ held, 0.5 * of_target
+    readout = torch.cat([torch.zeros(source), torch.tensor([0.1, 0.2, 0.3, 0.4])])
+    expected = readout[source:] @ torch.cat([of_source, of_target], dim=1)
+    found = rollout(mixtures(outputs), readout)
+    torch.testing.assert_close(found.float(), expected)
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64))
+    found = attribute(writer, tokenizer, TEXT, TARGET, "attention_rollout").scores
+    assert len(found) == source
+    assert 0 < float(found.sum()) < 1  # the rest is the target's own
+
+
+def test_flow_by_hand() -> None:
+    #  read 1.0 → state 0; its row .75 .25; below, rows .5 .5 and 0 1
+    chain = [torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([[0.75, 0.25], [0.5, 0.5]])]
+    found = flow(chain, torch.tensor([1.0, 0.0]))
+    # to input 0 only through state 0 and its .5; to input 1 through .5 of state 0 and all .25 of state 1
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.75], dtype=torch.float64))
+
+
+class Linear:
+    """``F = Σ w · e`` with the surroundings that the gradient methods ask for."""
+
+    is_text = torch.tensor([True, True, True, False])
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weights, self.given = torch.randn(2, 1, 4, 6, generator=generator, dtype=torch.float64)
+
+    def vectors(self) -> Tensor:
+        return self.given
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        return (self.weights * vectors).sum(dim=(1, 2))
+
+
+def test_gradient_methods_are_exact_where_the_model_is_linear() -> None:
+    linear: Any = Linear()
+    expected = (linear.weights * linear.given).sum(-1)[0]
+    torch.testing.assert_close(gradient_x_input(linear), expected)
+    pytest.importorskip("captum")
+    torch.testing.assert_close(integrated_gradients(linear), torch.where(linear.is_text, expected, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["writer", "recurrent", "classifier"])
+def test_integrated_gradients_are_complete(kind: str, writer: Any, tokenizer: DragomanTokenizer) -> None:
+    pytest.importorskip("captum")
+    size = len(tokenizer)
+    model = {
+        "writer": lambda: writer,
+        "recurrent": lambda: build(recurrent(vocab_size=size, attention="dot")),
+        "classifier": lambda: classifier(tokenizer, norm_placement="post", pooling="attention"),
+    }[kind]()
+    found = attribute(model, tokenizer, TEXT, None if kind == "classifier" else TARGET, "integrated_gradients")
+    explained = found.explained
+    vectors = explained.vectors()
+    silent = vectors * ~explained.is_text[:, None]
+    with torch.no_grad():
+        difference = explained.of_vectors(vectors) - explained.of_vectors(silent)
+    assert abs(float(difference)) > 0.5
+    torch.testing.assert_close(found.scores.sum(), difference[0].double(), rtol=0.02, atol=0.02)
+    assert float(found.scores[-1]) == 0  # the end token is in the baseline too
+    torch.testing.assert_close(sum(word.score for word in found.words), float(found.scores.sum()))
+
+
+def test_leaving_a_word_out_is_reading_the_text_without_it(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    found = attribute(writer, tokenizer, "I hate this film", TARGET)
+    for word, rest in zip(found.words, ("hate this film", "I this film", "I hate film", "I hate this"), strict=True):
+        without = attribute(writer, tokenizer, rest, TARGET)
+        assert word.score == pytest.approx(found.value - without.value, abs=1e-4)
+    assert found.ranked()[0].score == max(word.score for word in found.words)
+
+
+def test_what_is_explained_is_the_log_probability(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    batch = tokenizer([TEXT], text_target=[TARGET], return_tensors="pt")
+    expected = -float(writer(**batch).loss.detach()) * batch["labels"].shape[1]
+    assert attribute(writer, tokenizer, TEXT, TARGET).value == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_target_it_is_what_the_model_writes(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    writer.generation_config.update(num_beams=3, max_new_tokens=6, num_return_sequences=3, return_dict_in_generate=True)
+    try:
+        found = attribute(writer, tokenizer, TEXT, method="attention")
+        written = writer.generate(**tokenizer(TEXT, return_tensors="pt"))
+    finally:
+        writer.generation_config.update(num_beams=1, num_return_sequences=1, return_dict_in_generate=False)
+    assert found.target == tokenizer.decode(written.sequences[0], skip_special_tokens=True)
+    explained: Any = found.explained
+    assert explained.labels[0].tolist() == [i for i in written.sequences[0, 1:].tolist() if i != 0]
+    assert float(found.scores.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last_eos", "attention"])
+def test_classes(pooling: str, tokenizer: DragomanTokenizer) -> None:
+    model = classifier(tokenizer, pooling=pooling, id2label={0: "no", 1: "so", 2: "yes"})
+    outputs = model(**tokenizer(TEXT, return_tensors="pt"), output_attentions=True)
+    p = outputs.logits.softmax(-1)[0]
+    for target, index in (("yes", 2), (1, 1), (None, int(p.argmax()))):
+        found = attribute(model, tokenizer, TEXT, target)
+        assert found.target == model.config.id2label[index]
+        assert found.value == pytest.approx(float((p[index] / (1 - p[index])).log()), abs=1e-4)
+    weights = outputs.pooling_weights[0].double()
+    torch.testing.assert_close(attribute(model, tokenizer, TEXT, method="attention").scores, weights.detach())
+    for weight in reversed(outputs.attentions):
+        weights = 0.5 * weights + 0.5 * weights @ weight[0].mean(0).double()
+    torch.testing.assert_close(attribute(model, tokenizer, TEXT, method="attention_rollout").scores, weights.detach())
+
+
+def test_several_labels_are_explained_one_by_one(tokenizer: DragomanTokenizer) -> None:
+    model = classifier(tokenizer, problem_type="multi_label_classification")
+    logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
+    assert attribute(model, tokenizer, TEXT, 1).value == pytest.approx(float(logits[1]), abs=1e-5)
+
+
+def test_a_text_that_enters_twice(tokenizer: DragomanTokenizer) -> None:
+    model = classifier(tokenizer, classifier_backbone="encoder_decoder", pooling="last_eos")
+    for method in ("leave_one_out", "attention", "attention_rollout"):
+        assert len(attribute(model, tokenizer, TEXT, method=method).words) == 7
+    scores = attribute(model, tokenizer, TEXT, method="attention_rollout").scores
+    assert 0.5 < float(scores.sum()) <= 1  # all but the start token
+    with pytest.raises(NotImplementedError, match="leave_one_out"):
+        attribute(model, tokenizer, TEXT, method="gradient_x_input")
+
+
+@pytest.mark.parametrize("attention", ["none", "additive", "dot"])
+def test_recurrent_models(attention: str, tokenizer: DragomanTokenizer) -> None:
+    model = build(recurrent(vocab_size=len(tokenizer), attention=attention))
+    for method in ("leave_one_out", "gradient_x_input"):
+        assert len(attribute(model, tokenizer, TEXT, TARGET, method).words) == 7
+    with pytest.raises(ValueError, match="recurrent models have none"):
+        attribute(model, tokenizer, TEXT, TARGET, "attention_rollout")
+    if attention == "none":
+        with pytest.raises(ValueError, match="attention='none' has none"):
+            attribute(model, tokenizer, TEXT, TARGET, "attention")
+    else:
+        assert float(attribute(model, tokenizer, TEXT, TARGET, "attention").scores.sum()) == pytest.approx(1)
+
+
+def test_a_planted_word_is_found_by_the_default() -> None:
+    examples = planted(1600, seed=3)
+    tokenizer = DragomanTokenizer.train([text for text, _ in examples], vocab_size=700, algorithm="word")
+    model = classifier(tokenizer, num_labels=2, encoder_num_hidden_layers=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for start in range(0, 1600, 32):
+        texts, labels = zip(*examples[start : start + 32], strict=True)
+        batch = tokenizer(list(texts), padding=True, return_tensors="pt")
+        model(**batch, labels=torch.tensor(labels)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    tests = planted(100, seed=4)
+    found = [attribute(model, tokenizer, text, label) for text, label in tests]
+    assert sum(row.ranked()[0].text in KEYS for row in found) >= 99
+    assert model.training  # left as it was
+    assert all(parameter.grad is None for parameter in model.parameters())
+    measured = [faithfulness(row, draws=2) for row in found[:10]]
+    assert all(row.comprehensiveness > row.random_comprehensiveness for row in measured)
+    assert all(row.sufficiency < row.random_sufficiency for row in measured)
+
+
+def test_faithfulness_is_the_mean_over_fractions(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    found = attribute(writer, tokenizer, TEXT, TARGET)
+    explained: Any = found.explained
+    count = explained.labels.shape[1]
+    order = sorted(range(7), key=lambda i: -found.words[i].score)
+
+    def p(kept: list[int]) -> float:
+        part = explained.of_parts([[token for i in kept for token in explained.words[i].tokens]])
+        return float((part / count).exp())
+
+    drops = [(p(list(range(7))) - p(order[cut:]), p(list(range(7))) - p(order[:cut])) for cut in (1, 1, 4)]
+    expected = [sum(column) / 3 for column in zip(*drops, strict=True)]
+    measured = faithfulness(found, fractions=(0.01, 0.14, 0.5))
+    assert measured[:2] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="at most at 1"):
+        faithfulness(found, fractions=(1.5,))
+
+
+def test_errors_name_the_remedy(writer: Any, tokenizer: DragomanTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'integrated_gradients'.*leave_one_out"):
+        attribute(writer, tokenizer, TEXT, method="integrated_gradient")
+    with pytest.raises(ValueError, match="no words"):
+        attribute(writer, tokenizer, "  ")
+    with pytest.raises(ValueError, match="units must be"):
+        attribute(writer, tokenizer, TEXT, units="letters")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is a text, not 1"):
+        attribute(writer, tokenizer, TEXT, 1)
+    with pytest.raises(TypeError, match="AutoModelForSequenceClassification"):
+        attribute(writer.model, tokenizer, TEXT)
+    with pytest.raises(ValueError, match="only 'LABEL_0', 'LABEL_1', 'LABEL_2'"):
+        attribute(classifier(tokenizer), tokenizer, TEXT, "good")
+    with pytest.raises(ValueError, match="no class 3, only 0 to 2"):
+        attribute(classifier(tokenizer), tokenizer, TEXT, 3)
+    with pytest.raises(ValueError, match="regression"):
+        faithfulness(attribute(classifier(tokenizer, num_labels=1), tokenizer, TEXT))
+    with pytest.raises(RuntimeError, match="dequantize"):
+        attribute(dragoman.quantize(writer), tokenizer, TEXT, TARGET, "gradient_x_input")
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ImportError, match=r"dragoman\[explain\]"):
+        attribute(writer, tokenizer, TEXT, TARGET, "integrated_gradients")
+
+
+def test_every_method_gives_every_word_a_score(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    pytest.importorskip("captum")
+    for method in METHODS:
+        found = attribute(writer, tokenizer, TEXT, TARGET, method)
+        assert [word.text for word in found.words] == words(TEXT, tokenizer)
+        assert len({round(word.score, 9) for word in found.words}) > 2, method
+        assert all(a.end <= b.start for a, b in pairwise(found.words))
