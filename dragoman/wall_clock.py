@@ -29,13 +29,16 @@ class WallClock(TrainerCallback):
         form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}"
         self.bar = tqdm(total=self.seconds, bar_format=form, disable=not show)
 
+    def now(self) -> float:
+        return time.monotonic()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        self.begin = self.start = time.monotonic()
+        self.begin = self.start = self.now()
         self.warmup = int(args.warmup_steps) if args.warmup_steps >= 1 else 0
         self.walked = max(self.warmup, lr_scheduler.last_epoch)  # steps of the schedule that the clock does not divide
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        now, end = time.monotonic(), self.begin + self.seconds
+        now, end = self.now(), self.begin + self.seconds
         if not self.schedule_by_clock or now >= end:
             pass
         elif state.global_step <= self.warmup:

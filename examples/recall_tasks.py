@@ -22,7 +22,6 @@ VOCABULARY = FIRST + 2 * SYMBOLS  # the plain symbols, then the marked ones
 CHANCE = 100 / SYMBOLS  # percent of tokens right for a model that knows the task and remembers nothing
 TASKS = ("recall-1", "recall-8", "copy", "reverse")
 SHORTEST = 4  # steps
-DOUBLING = 50  # batches
 
 Batch = dict[str, Tensor]
 
@@ -46,10 +45,10 @@ def make_batch(task: str, steps: int, rows: int, generator: torch.Generator) -> 
 
 
 class BatchStream(Dataset[Batch]):
-    """Batches of ``task`` without end. Lengths from ``SHORTEST`` to a limit, each doubling of them as frequent as any
-    other; the limit itself doubles every ``DOUBLING`` batches, from 8 to ``longest``. So the short ones teach what to
-    look for, and the long ones to find it there. All batches cost about as much: ``tokens`` of source and target, in
-    one row at least.
+    """Batches of ``task`` without end. Lengths from ``SHORTEST`` to ``longest``, each doubling of them as frequent as
+    any other: the short ones teach what to look for, and the long ones to find it there. All batches cost about as
+    much: ``tokens`` of source and target, in one row at least. Every stretch of the stream is like any other, so that
+    a run sees the same mix whenever the clock stops it.
     """
 
     def __init__(self, task: str, longest: int, tokens: int, seed: int, count: int = 1_000_000) -> None:
@@ -63,12 +62,8 @@ class BatchStream(Dataset[Batch]):
             raise IndexError(index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         share = float(torch.rand((), generator=generator))
-        steps = round(SHORTEST * math.exp(share * math.log(self.limit(index) / SHORTEST)))
+        steps = round(SHORTEST * math.exp(share * math.log(self.longest / SHORTEST)))
         return make_batch(self.task, steps, self.rows(steps), generator)
-
-    def limit(self, index: int) -> int:
-        """The longest that batch ``index`` may be."""
-        return min(self.longest, int(2 * SHORTEST * 2 ** min(index / DOUBLING, 20)))
 
     def rows(self, steps: int) -> int:
         row = 2 * steps if self.task in ("copy", "reverse") else steps + 2 * int(self.task.removeprefix("recall-"))

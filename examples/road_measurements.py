@@ -19,14 +19,14 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 
-from dragoman.wall_clock import WallClock
+from processor_clock import ProcessorClock
 from recall_tasks import VOCABULARY, make_batch
 from road_models import build_config, build_model
 from road_tasks import Task
 
 RATES = (1e-3, 2e-3, 4e-3)  # the whole of tuning: each is tried once by every model on every task
 TUNING_SHARE = 0.2  # of a run's time, a rate
-WARMUP = 100  # steps
+WARMUP = 0.1  # of a run's time, short or long
 Record = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ def conditions() -> Record:
 
 
 def train(task: Task, model_name: str, seed: int, rate: float, minutes: float, width: int, folder: Path) -> Any:
-    """A model trained from scratch for ``minutes`` by the stock Seq2SeqTrainer, which is returned."""
+    """A model trained from scratch for ``minutes`` of processor time by the stock Seq2SeqTrainer, which is returned."""
     set_seed(seed)
     model = build_model(build_config(model_name, task.fields, task.both_ways, width))
     if task.max_length is not None:
@@ -73,7 +73,7 @@ def train(task: Task, model_name: str, seed: int, rate: float, minutes: float, w
             use_cpu=not torch.cuda.is_available(),
             **task.training_arguments(),
         ),
-        callbacks=[WallClock(minutes, schedule_by_clock=True)],
+        callbacks=[ProcessorClock(minutes, schedule_by_clock=True)],
         **task.trainer_options(seed),
     )
     trainer.remove_callback(PrinterCallback)

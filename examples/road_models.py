@@ -25,7 +25,7 @@ NAMES = {
     "transformer": "Transformer",
     "one-head": "Transformer, one head",
 }
-WIDTH, HEADS, LAYERS = 128, 4, 2  # of the Transformer, which sets the budget
+WIDTH, HEADS, LAYERS = 64, 4, 2  # of the Transformer, which sets the budget
 TOLERANCE = 0.02  # of the number of parameters
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recall_tasks import DOUBLING, SYMBOLS
+from recall_tasks import SYMBOLS
 from road_measurements import RATES, TUNING_SHARE, WARMUP
 from road_models import MODELS, NAMES, TOLERANCE
 from road_pictures import draw_accuracy, draw_alignments, draw_depth, draw_heads, draw_speed
@@ -25,6 +25,7 @@ from road_verdicts import (
     spread,
 )
 
+Results = dict[str, Any]  # runs, speeds, heads
 TEMPLATE = Path(__file__).with_suffix(".template.md")
 PICTURED = ("photography", "wrongdoing", "straightaway")  # all held out
 ASKED = "character"  # held out, too
@@ -52,12 +53,13 @@ def accuracy_tables(curves: Curves, told: dict[str, dict[str, Any]]) -> str:
 
 
 def parameter_table(records: Sequence[dict[str, Any]]) -> str:
-    """Sizes, and the learning rate that tuning chose, by task and model."""
-    rows = [("task", "model", "hidden size", "parameters", "learning rate", "steps in a run")]
+    """Sizes, the learning rate that tuning chose, and the first seed's run, by task and model."""
+    rows = [("task", "model", "hidden size", "parameters", "learning rate", "minutes", "steps")]
     for record in records:
         if record["seed"] == records[0]["seed"]:
             sizes = (str(record["hidden_size"]), f"{record['parameters']:,}", f"{record['rate']:g}")
-            rows.append((record["task"], NAMES[record["model"]], *sizes, f"{record['steps']:,}"))
+            spent = f"{record['minutes']:g}", f"{record['steps']:,}"
+            rows.append((record["task"], NAMES[record["model"]], *sizes, *spent))
     return markdown(rows)
 
 
@@ -81,51 +83,62 @@ def stated_conditions(records: Sequence[dict[str, Any]]) -> str:
     return f"{versions}, {first['device']}, {threads} a process; {when}"
 
 
-def write_report(
-    runs: Sequence[Path],
-    speeds: Sequence[Path],
-    heads: Path,
-    models: dict[str, Any],
-    tokenizer: Any,
-    measured_docs: Path,
-    docs: Path,
-) -> None:
-    """``measured_docs`` has stability.csv; page and pictures go to ``docs``."""
-    records, speed_records = ([json.loads(path.read_text("utf-8")) for path in paths] for paths in (runs, speeds))
-    removal = json.loads(heads.read_text("utf-8"))
-    minutes = {record["minutes"] for record in records}
-    if len(minutes) > 1:
-        raise ValueError(f"The runs were of different lengths: {', '.join(f'{m:g}' for m in sorted(minutes))} minutes.")
-    conditions = stated_conditions([*records, *speed_records, removal])
+def gather_results(runs: Iterable[Path], speeds: Iterable[Path], heads: Path) -> Results:
+    """What the page is written from, small enough to lie beside it: the records without their curves of losses.
+
+    Raises:
+        ValueError: where runs of one task were of different lengths.
+    """
+    read = [json.loads(path.read_text("utf-8")) for path in runs]
+    for task in {record["task"] for record in read}:
+        minutes = {record["minutes"] for record in read if record["task"] == task}
+        if len(minutes) > 1:
+            told = ", ".join(f"{m:g}" for m in sorted(minutes))
+            raise ValueError(f"The runs of {task} were of different lengths: {told} minutes.")
+    return {
+        "runs": [{name: value for name, value in record.items() if name != "losses"} for record in read],
+        "speeds": [json.loads(path.read_text("utf-8")) for path in speeds],
+        "heads": json.loads(heads.read_text("utf-8")),
+    }
+
+
+def write_page(results: Results, depth: dict[str, dict[str, list[float]]]) -> str:
+    """The page in Markdown; a pure function of what was measured."""
+    records, speeds, removal = results["runs"], results["speeds"], results["heads"]
     everything = gather(records)
     curves = {task: {m: curve for m, curve in of.items() if m in MODELS} for task, of in everything.items()}
-    told = {record["task"]: record for record in records}
-    depth = read_depth(measured_docs / "stability.csv")
-    images = docs / "images"
-    draw_accuracy(everything, told, images / "road_accuracy.png")
-    draw_speed(speed_records, images / "road_speed.png")
-    draw_alignments(PICTURED, models, tokenizer, images / "road_alignments.png")
-    draw_heads(ASKED, models["transformer"], tokenizer, removal, images / "road_heads.png")
-    draw_depth(depth, 4, images / "road_depth.png")
     claims = [
         *claims_of_tasks(curves),
-        *claims_of_speed(speed_records),
+        *claims_of_speed(speeds),
         *claims_of_heads(records, removal),
         *claims_of_depth(depth),
     ]
-    page = TEMPLATE.read_text("utf-8").format(
+    return TEMPLATE.read_text("utf-8").format(
         verdicts=verdict_table(claims),
-        accuracy=accuracy_tables(everything, told),
+        accuracy=accuracy_tables(everything, {record["task"]: record for record in records}),
         parameters=parameter_table(records),
-        speeds=speed_table(speed_records),
-        conditions=conditions,
-        minutes=f"{minutes.pop():g}",
+        speeds=speed_table(speeds),
+        conditions=stated_conditions([*records, *speeds, removal]),
         seeds=len({record["seed"] for record in records}),
         rates=", ".join(f"{rate:g}" for rate in RATES),
         share=f"{100 * TUNING_SHARE:g} %",
+        warmup=f"{100 * WARMUP:g} %",
         tolerance=f"{100 * TOLERANCE:g} %",
-        batch=f"{speed_records[0]['batch']:,}",
+        batch=f"{speeds[0]['batch']:,}",
         **{"margin": f"{MARGIN:g}", "faster": FASTER, "higher": f"{HIGHER:g}", "needed": f"{NEEDED:g}"},
-        **{"symbols": SYMBOLS, "doubling": DOUBLING, "warmup": WARMUP, "word": ASKED},
+        **{"symbols": SYMBOLS, "word": ASKED},
     )
+
+
+def write_report(results: Results, models: dict[str, Any], tokenizer: Any, stability: Path, docs: Path) -> None:
+    """Page, pictures and results go to ``docs``; ``stability`` is the file of losses at depth."""
+    depth, images = read_depth(stability), docs / "images"
+    page = write_page(results, depth)  # which refuses what cannot be compared, before anything is drawn
+    told = {record["task"]: record for record in results["runs"]}
+    draw_accuracy(gather(results["runs"]), told, images / "road_accuracy.png")
+    draw_speed(results["speeds"], images / "road_speed.png")
+    draw_alignments(PICTURED, models, tokenizer, images / "road_alignments.png")
+    draw_heads(ASKED, models["transformer"], tokenizer, results["heads"], images / "road_heads.png")
+    draw_depth(depth, 4, images / "road_depth.png")
+    (docs / "road_to_attention.json").write_text(json.dumps(results, indent=0) + "\n", "utf-8")
     (docs / "road_to_attention.md").write_text(page, "utf-8")

@@ -39,6 +39,7 @@ class Task(Protocol):
     fields: dict[str, Any]
     chance: float | None  # percent
     max_length: int | None  # of what is generated; None: measure() says
+    minutes: float  # of processor time that a run takes unless told otherwise
 
     def trainer_options(self, seed: int) -> dict[str, Any]: ...
     def training_arguments(self) -> dict[str, Any]: ...
@@ -51,9 +52,11 @@ class RecallTask:
     unit, metric, both_ways = "symbols to pass over", "symbols right in their place, %", False
     chance: float | None = CHANCE
     max_length: int | None = None
+    minutes = 0.5
 
     def __init__(self, name: str, longest: int, tokens: int, rows: int) -> None:
-        self.name, self.longest, self.tokens, self.rows = name, longest, tokens, rows
+        self.name, self.longest, self.tokens = name, longest, tokens
+        self.rows = rows if name.startswith("recall-") else max(1, rows // 4)  # which have many more symbols each
         self.fields = {"vocab_size": VOCABULARY, "dropout": 0.0}
         if not name.startswith("recall-"):
             self.unit = "symbols in the source"
@@ -95,6 +98,7 @@ class TextTask:
     both_ways = True
     chance: float | None = None
     max_length: int | None
+    minutes = 1.0
 
     def __init__(
         self,

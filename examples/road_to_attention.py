@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 from recall_tasks import TASKS
 from road_measurements import mean_percent, measure_heads, measure_speed, measured_once, record_path, run
 from road_models import MODELS, WIDTH
-from road_report import write_report
+from road_report import gather_results, write_report
 from road_tasks import Task, read_task
 
 SPEED, HEADS = "speed", "heads"  # measurements that are no task of training
@@ -43,7 +43,9 @@ class Arguments:
         metadata={"help": f"Of {', '.join(MODELS)}; and one-head, the Transformer's ablation, on words only."},
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    max_minutes: float = field(default=10.0, metadata={"help": "Wall clock a training run."})
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "Processor time a training run, in minutes. Else 1 for texts, 0.5 for recall."}
+    )
     train_file: str | None = field(default=None, metadata={"help": "Of translation: .tsv, .csv or .jsonl."})
     output_dir: Path = field(default=Path("runs/road_to_attention"), metadata={"help": "Of results and checkpoints."})
     report: bool = field(default=False, metadata={"help": "Measure nothing; write page and pictures from the files."})
@@ -51,8 +53,10 @@ class Arguments:
     threads: int = field(default=1, metadata={"help": "Of torch. Part of the conditions: keep it the same."})
     width: int = field(default=WIDTH, metadata={"help": "Hidden size of the Transformer, which sets the budget."})
     longest: int = field(default=512, metadata={"help": "Steps of recall, at most."})
-    batch_tokens: int = field(default=2048, metadata={"help": "Source and target tokens a batch, of recall and speed."})
-    measured_rows: int = field(default=200, metadata={"help": "Rows a length to measure recall on."})
+    batch_tokens: int = field(default=1024, metadata={"help": "Source and target tokens a batch, of recall and speed."})
+    measured_rows: int = field(
+        default=200, metadata={"help": "Rows a length to measure recall on; a quarter for copies."}
+    )
     measured_texts: int = field(default=4000, metadata={"help": "Held-out words or sentences to measure on, at most."})
 
 
@@ -93,7 +97,8 @@ def measure_everything(arguments: Arguments) -> None:
             task = read_task(name, *sizes, arguments.train_file, arguments.measured_texts)
             for seed in arguments.seeds:
                 for model in planned_models(name, arguments.models):
-                    record = run(task, model, seed, arguments.max_minutes, arguments.width, arguments.output_dir)
+                    minutes = arguments.max_minutes or task.minutes
+                    record = run(task, model, seed, minutes, arguments.width, arguments.output_dir)
                     shown = ", ".join(f"{p['length']}: {p['percent']:.1f}" for p in record["points"])
                     print(f"{name}, {model}, seed {seed}: {record['parameters']:,} parameters; {shown}", flush=True)
 
@@ -115,7 +120,8 @@ def report(arguments: Arguments) -> None:
         raise ValueError("The report shows alignments and heads of the task words: leave it in --task.")
     models = {model: load(arguments, model) for model in ("additive", "transformer")}
     tokenizer = AutoTokenizer.from_pretrained(models["transformer"].name_or_path)
-    write_report(list(paths.values()), others[:-1], others[-1], models, tokenizer, ROOT / "docs", arguments.docs_dir)
+    results = gather_results(paths.values(), others[:-1], others[-1])
+    write_report(results, models, tokenizer, ROOT / "docs" / "stability.csv", arguments.docs_dir)
 
 
 def main(argv: list[str] | None = None) -> None:
