@@ -1,7 +1,7 @@
 """The engines that benchmarks/generate.py compares, each served in a process of its own.
 
-Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or these in int8; the others have their own of the
-same sizes.
+Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or these in int8; the others have their own of
+the same sizes.
 """
 
 import json
