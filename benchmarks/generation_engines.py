@@ -1,7 +1,7 @@
 """The engines that benchmarks/generate.py compares, each served in a process of its own.
 
-Dragoman, its stock loop, CTranslate2 and Marian's own C++ (pymarian) compute with in-tree Marian's weights, or these in
-int8; the others have their own of the same sizes.
+Dragoman, its stock loop and CTranslate2 compute with Marian's weights, or these in int8; the others have their own of
+the same sizes.
 """
 
 import json
@@ -24,7 +24,7 @@ from peer_models import MODELS, Ids, Sizes
 from turns import serve
 
 END = 0
-SAME_WEIGHTS = ("Marian", "Dragoman", "Dragoman, stock loop", "CTranslate2", "pymarian")
+SAME_WEIGHTS = ("Marian", "Dragoman", "Dragoman, stock loop", "CTranslate2")
 CROSS = ("encoder_attn", "EncDecAttention", "cross_attn", "multihead_attn")
 Run = Callable[[], list[list[int]]]
 

@@ -14,9 +14,9 @@ from generate import SMALL
 
 matplotlib.use("agg")
 WAYS = {
-    "source": (16, 64, 256, 1024, 2048),
+    "source": (16, 128, 512, 2048),
     "batch": (1, 4, 16, 64, 128),
-    "vocabulary": (8_000, 32_000, 128_000, 256_000),
+    "vocabulary": (8_000, 32_000, 96_000, 256_000),
     "layers": (2, 3, 6, 12, 24),
 }
 LABELS = {
@@ -43,7 +43,7 @@ def growing(rounds: int, settings: dict[str, Any]) -> dict[str, Callable[[], dic
 
 
 def short(number: float, _: object = None) -> str:
-    return f"{number / 1000:g}k" if number >= 1000 else f"{number:g}"
+    return f"{number / 1000:g}k" if number >= 1000 and number % 1000 == 0 else f"{number:g}"
 
 
 def plot(found: dict[str, dict[str, Any]], file: Path) -> None:

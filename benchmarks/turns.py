@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FOREIGN = 0.08  # of a core: more that others take, and a run is repeated
 TRIES = 4
-PACKAGES = ("torch", "transformers", "dragoman", "ctranslate2", "x-transformers", "pymarian")
+PACKAGES = ("torch", "transformers", "dragoman", "ctranslate2", "x-transformers")
 
 
 class Worker:
