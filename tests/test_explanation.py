@@ -199,3 +199,26 @@ def test_letters_are_aligned_by_hand() -> None:
     assert letter_alignment.align("ship", ["SH", "IH", "P"], weights) == [{0, 1}, {2}, {3}]
     assert letter_alignment.align("six", list("SIKZ"), weights)[:2] == [{0}, {1}]
     assert letter_alignment.align("a", list("SIKZ"), weights) == [set()] * 4  # no steps connect the two
+
+
+def test_bertviz(model: Any, tokenizer: DragomanTokenizer) -> None:
+    bertviz = pytest.importorskip("bertviz")
+    even = build(tiny(vocab_size=len(tokenizer), encoder_num_hidden_layers=2))
+    batch = tokenizer(["I hate"], text_target=["a dog"], return_tensors="pt")
+    outputs = even(**batch, output_attentions=True)
+    tokens = [tokenizer.convert_ids_to_tokens(batch[name][0]) for name in ("input_ids", "labels")]
+    kinds = ("encoder_attentions", "decoder_attentions", "cross_attentions")
+    weights = {kind.removesuffix("s"): outputs[kind] for kind in kinds}
+    sides = dict(zip(("encoder_tokens", "decoder_tokens"), tokens, strict=True))
+    for view in (bertviz.head_view, bertviz.model_view):
+        assert "hate" in view(**weights, **sides, html_action="return").data
+
+
+def test_inseq(model: Any, tokenizer: DragomanTokenizer) -> None:
+    inseq = pytest.importorskip("inseq")
+    subject = inseq.load_model(model, "input_x_gradient", tokenizer=tokenizer)
+    found = subject.attribute("I hate", "a dog", show_progress=False).sequence_attributions[0].source_attributions
+    assert found.shape[:2] == (
+        len(tokenizer("I hate").input_ids),
+        len(tokenizer(text_target="a dog").input_ids),
+    )
