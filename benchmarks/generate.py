@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from generation_engines import ENGINES, GREEDY_ONLY, SAME_WEIGHTS, Case, scores_of
+from generation_cases import Case
+from generation_engines import ENGINES, GREEDY_ONLY, SAME_WEIGHTS, scores_of
 from peer_models import SIZES
 from turns import TRIES, cell_text, compare, conditions, run_cells, take_turns, working
 
