@@ -211,7 +211,7 @@ def test_bertviz(model: Any, tokenizer: DragomanTokenizer) -> None:
     weights = {kind.removesuffix("s"): outputs[kind] for kind in kinds}
     sides = dict(zip(("encoder_tokens", "decoder_tokens"), tokens, strict=True))
     for view in (bertviz.head_view, bertviz.model_view):
-        assert "hate" in view(**weights, **sides, html_action="return").data
+        assert "Cross" in view(**weights, **sides, html_action="return").data
 
 
 def test_inseq(model: Any, tokenizer: DragomanTokenizer) -> None:
