@@ -432,7 +432,7 @@ def test_a_whole_small_run(
     monkeypatch.setattr(road_measurements, "RATES", (1e-3, 2e-3))
     results, docs = tmp_path / "results", tmp_path / "docs"
     plan = ["--task", "words", "recall-1", "speed", "heads", "--seeds", "0", "--output_dir", str(results)]
-    plan += ["--max_minutes", "0.005", "--width", "64", "--longest", "8", "--batch_tokens", "128"]
+    plan += ["--max_minutes", "0.002", "--width", "64", "--longest", "8", "--batch_tokens", "128"]
     plan += ["--measured_rows", "5", "--measured_texts", "40", "--docs_dir", str(docs)]
     with pytest.raises(SystemExit, match="results are missing, such as"):
         road_to_attention.main([*plan, "--report"])
@@ -459,7 +459,7 @@ def test_a_whole_small_run(
         road_to_attention.main([*plan, "--models", "fixed"])
     (results / "recall-1" / "fixed-seed-0.json").write_bytes(records[Path("recall-1/fixed-seed-0.json")])
     road_to_attention.main(plan)
-    with pytest.raises(SystemExit, match=r"of a run of 0\.005 minutes, not 9"):
+    with pytest.raises(SystemExit, match=r"of a run of 0\.002 minutes, not 9"):
         road_to_attention.main([*plan, "--max_minutes", "9"])
 
     road_to_attention.main([*plan, "--report"])
