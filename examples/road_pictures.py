@@ -166,7 +166,8 @@ def draw_depth(losses: dict[str, dict[str, list[float]]], every: int, file: Path
     for panel, (stack, variants) in zip(panels[0], losses.items(), strict=True):
         for variant, values in variants.items():
             steps = range(0, every * len(values), every)
-            panel.plot(steps, values, label=variant, linewidth=1.4, **VARIANTS[variant])
+            label = variant if math.isfinite(values[-1]) else f"{variant}: diverged"
+            panel.plot(steps, values, label=label, linewidth=1.4, **VARIANTS[variant])
         panel.set(yscale="log", ylim=(3e-4, 10), xlabel="step", title=f"{stack} layers")
         panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("loss (nats a token)")

@@ -14,6 +14,7 @@ from road_verdicts import (
     HIGHER,
     MARGIN,
     NEEDED,
+    RIGHT,
     Claim,
     Curves,
     claims_of_depth,
@@ -126,6 +127,7 @@ def write_page(results: Results, depth: dict[str, dict[str, list[float]]]) -> st
         tolerance=f"{100 * TOLERANCE:g} %",
         batch=f"{speeds[0]['batch']:,}",
         **{"margin": f"{MARGIN:g}", "faster": FASTER, "higher": f"{HIGHER:g}", "needed": f"{NEEDED:g}"},
+        right=f"{RIGHT:g} %",
         **{"symbols": SYMBOLS, "word": ASKED},
     )
 

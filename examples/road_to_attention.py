@@ -1,13 +1,14 @@
 """The road to attention, measured: fixed context, looking back, and attention alone, with equal parameters.
 
-    python examples/road_to_attention.py                              # everything; hours
+    python examples/road_to_attention.py                              # everything; about an hour of one core
     python examples/road_to_attention.py --task recall-8 --models dot # a piece of it
     python examples/road_to_attention.py --report                     # pictures and docs/road_to_attention.md
 
-Trains four models (--models) on every task for --max_minutes each, once a seed, after trying three learning rates for a
-fifth of that time each. What is measured goes into files under --output_dir and is not measured again, so that a run
-that was stopped goes on where it ended. For two cores: two processes with different models, and a thread each.
-Translation is measured with --task translation --train_file pairs.tsv.
+Trains four models (--models) on every task, once a seed, after trying three learning rates for a fifth of a run's time
+each, all of them once. Time is processor time of the process, so that a run is as long on a machine that is busy, or
+that pauses it; --max_minutes sets another than the tasks' own. What is measured goes into files under --output_dir and
+is not measured again, so that a plan that was stopped goes on where it ended. For two cores: two processes with
+different models, and a thread each. Translation is measured with --task translation --train_file pairs.tsv.
 """
 
 from dataclasses import dataclass, field

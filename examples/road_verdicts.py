@@ -18,6 +18,7 @@ from road_models import NAMES
 MARGIN = 2.0  # percent points
 FASTER = 1.05  # times as fast counts as faster
 HIGHER = 2.0  # times the loss counts as worse
+RIGHT = 99.0  # percent of the symbols count as all of them
 NEEDED = 1.0  # percent points that a head must be worth
 HOLDS, FAILS = "holds", "does not hold here"
 
@@ -101,6 +102,14 @@ def keeps_up(curves: dict[str, Curve]) -> tuple[str, str]:
     return number, judge(lengths, held)
 
 
+def reaches(curve: Curve) -> tuple[str, str]:
+    """Whether what was marked is found however much follows it."""
+    lengths = sorted(curve)
+    worst = min(lengths, key=lambda length: statistics.mean(curve[length]))
+    verdict = judge(lengths, [statistics.mean(curve[length]) >= RIGHT for length in lengths])
+    return f"at {lengths[-1]}: {spread(curve[lengths[-1]])}; least, at {worst}: {spread(curve[worst])}", verdict
+
+
 def claims_of_tasks(curves: Curves) -> list[Claim]:
     claims = []
     for task, models in curves.items():
@@ -109,6 +118,10 @@ def claims_of_tasks(curves: Curves) -> list[Claim]:
         for attention in ("additive", "dot"):
             told = compare(models[attention], models["fixed"], (f"{attention} attention", "fixed context"))
             claims.append(Claim(f"Attention looks back: {attention} is above a fixed context", task, *told))
+    for task in (task for task in curves if task.startswith("recall-")):
+        for model in ("additive", "dot", "transformer"):
+            says = f"Attention reaches any distance: {NAMES[model]}"
+            claims.append(Claim(says, task, *reaches(curves[task][model])))
     for task, models in curves.items():
         claims.append(Claim("Self-attention needs no recurrence: it is not below", task, *keeps_up(models)))
     return claims

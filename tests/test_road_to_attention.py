@@ -234,6 +234,14 @@ class TestVerdicts:
         number = next(c.number for c in claims if "forgets" in c.says)
         assert "99.0 (98.0 to 100.0) to 7.0 (6.0 to 8.0)" in number
 
+    def test_claims_of_reach_are_of_recall(self) -> None:
+        curves = made_up(fixed=(99, 40, 7), attention=(100, 98.5, 99.5), last=(100, 99.5, 98))
+        assert not [claim for claim in road_verdicts.claims_of_tasks(curves) if "reaches" in claim.says]
+        claims = road_verdicts.claims_of_tasks({"recall-1": curves["copy"]})
+        reach = [claim for claim in claims if "reaches" in claim.says]
+        assert [claim.verdict for claim in reach] == [*2 * ["holds only beyond length 8"], FAILS]
+        assert reach[0].number == "at 16: 99.5 (98.5 to 100.5); least, at 8: 98.5 (97.5 to 99.5)"
+
     def test_claims_of_a_story_that_does_not(self) -> None:
         """All lose alike: that is the task, not the fixed context. And the Transformer is behind at the end."""
         claims = road_verdicts.claims_of_tasks(made_up(fixed=(99, 60, 50), attention=(99, 60, 50), last=(99, 60, 30)))
@@ -330,6 +338,8 @@ class TestPictures:
         assert [axis.get_xlabel() for axis in figure.axes] == ["step", "step"]
         assert figure.axes[0].get_ylabel() == "loss (nats a token)"
         assert figure.axes[0].lines[0].get_xdata()[-1] == 396
+        diverged = [line.get_label() for line in figure.axes[0].lines if "diverged" in line.get_label()]
+        assert diverged == ["neither norm nor depth scaling: diverged"]
         check_picture(figure, tmp_path / "depth.png")
 
     def test_colours_and_markers_differ(self) -> None:
@@ -422,7 +432,7 @@ def test_a_whole_small_run(
     monkeypatch.setattr(road_measurements, "RATES", (1e-3, 2e-3))
     results, docs = tmp_path / "results", tmp_path / "docs"
     plan = ["--task", "words", "recall-1", "speed", "heads", "--seeds", "0", "--output_dir", str(results)]
-    plan += ["--max_minutes", "0.005", "--width", "64", "--longest", "8", "--batch_tokens", "128"]
+    plan += ["--max_minutes", "0.002", "--width", "64", "--longest", "8", "--batch_tokens", "128"]
     plan += ["--measured_rows", "5", "--measured_texts", "40", "--docs_dir", str(docs)]
     with pytest.raises(SystemExit, match="results are missing, such as"):
         road_to_attention.main([*plan, "--report"])
@@ -449,7 +459,7 @@ def test_a_whole_small_run(
         road_to_attention.main([*plan, "--models", "fixed"])
     (results / "recall-1" / "fixed-seed-0.json").write_bytes(records[Path("recall-1/fixed-seed-0.json")])
     road_to_attention.main(plan)
-    with pytest.raises(SystemExit, match=r"of a run of 0\.005 minutes, not 9"):
+    with pytest.raises(SystemExit, match=r"of a run of 0\.002 minutes, not 9"):
         road_to_attention.main([*plan, "--max_minutes", "9"])
 
     road_to_attention.main([*plan, "--report"])
@@ -458,7 +468,7 @@ def test_a_whole_small_run(
     assert pictures == {f"road_{name}.png" for name in ("accuracy", "alignments", "speed", "heads", "depth")}
     assert all((docs / "images" / name).read_bytes().startswith(PNG) for name in pictures)
     rows = [line.split("|")[-2].strip() for line in page.splitlines() if line.startswith("| ") and "**" in line]
-    assert len(rows) == 2 * 4 + 3 + 2 + 6
+    assert len(rows) == 2 * 4 + 3 + 3 + 2 + 6  # tasks, reach, speed, heads, depth
     assert all(re.fullmatch(r"\*\*(holds|does not hold here|holds only beyond length \d+)\*\*", row) for row in rows)
     assert "{" not in page
     assert "recall-1, dot, seed 0" in capsys.readouterr().out
