@@ -14,6 +14,7 @@ from math import log
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -133,7 +134,7 @@ class Engine:
         self.model = build_model(work.sizes, 0.1).train().to(device)
         collate = DataCollatorForPackedSeq2Seq(model=self.model) if form == "packed" else pad
         pairs = draw_batches(work)
-        self.batches = [{name: x.to(device) for name, x in collate(batch).items()} for batch in pairs]
+        self.batches = [send_to_device(collate(batch), device) for batch in pairs]
         self.tokens = [sum(len(pair["labels"]) for pair in batch) for batch in pairs]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, **OPTIMIZERS[optimizer])
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None

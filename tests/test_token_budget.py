@@ -104,6 +104,7 @@ def test_packed_batches_are_full_and_of_all_lengths() -> None:
     lengths = ragged(30_000)
     batches = list(TokenBudgetBatchSampler(*lengths, 4096, packed=True))
     assert sum(map(sum, lengths)) / len(batches) > 0.975 * 4096
+    assert max(cost(batch, lengths, packed=True) for batch in batches) <= 4096
     means = [np.mean([lengths[0][i] for i in batch]) for batch in batches]
     assert np.std(means) < 0.1 * np.mean(lengths[0])
 

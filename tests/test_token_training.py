@@ -1,5 +1,6 @@
 """DragomanTrainer with tokens_per_batch and packing: the batches, the loss, the counts, resuming, two processes."""
 
+import copy
 import itertools
 import json
 import os
@@ -65,7 +66,7 @@ class Recording(DragomanTrainer):
     """Keeps what every training step was given."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        self.__dict__.setdefault("seen", []).append({name: value.clone() for name, value in inputs.items()})
+        self.__dict__.setdefault("seen", []).append(copy.deepcopy(inputs))
         return super().training_step(model, inputs, num_items_in_batch)
 
 
