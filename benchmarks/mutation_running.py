@@ -34,6 +34,7 @@ FIRST = {
     "modeling/attention.py": "parts stability model option_matrix generation",
     "modeling/building.py": "option_matrix model parts",
     "modeling/decoder.py": "option_matrix model generation",
+    "modeling/dropout.py": "dropout",
     "modeling/embeddings.py": "model option_matrix",
     "modeling/encoder.py": "model option_matrix",
     "modeling/decoding_coverage.py": "fast_decoding",

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from .dropout import Dropout
 from .position_encodings import LearnedPositions, SinusoidalPositions
 
 
@@ -57,7 +58,7 @@ class InputEmbedding(nn.Module):
         self.max_length = limit
         self.norm = norm
         self.norm_first = norm_first
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor, columns: int, side: str) -> Tensor:
         """``columns`` counts those of the cache too; ``side`` is for the error."""

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .dropout import Dropout
 from .linear import Linear
 
 
@@ -18,7 +19,7 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, size, bias=bias)
         self.act = ACT2FN[act]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.up_proj(x)  # (B, T, F)

@@ -136,8 +136,9 @@ def loss_and_gradients(
             logits += bias
         if scale != 1:
             logits *= scale
-        log_probs = F.log_softmax(logits, dim=-1)
-        del logits
+        for some in logits.split(max(1, size // 8)):  # an eighth at a time has room of its own
+            some.copy_(F.log_softmax(some, dim=-1))
+        log_probs = logits
         targets = targets.masked_fill(~counts, 0)[:, None]
         losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
         if smoothing:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
+from .dropout import Dropout
 from .embeddings import TokenEmbedding
 from .padding import check_target
 from .recurrent_attention import RecurrentAttention
@@ -34,7 +35,7 @@ class RecurrentDecoder(nn.Module):
         self.config = config
         size = config.hidden_size
         self.embed_tokens: nn.Module = TokenEmbedding(config.vocab_size, size, scale=1.0)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         input_size = size if config.runs_at_once else 2 * size
         self.layers = RecurrentLayers(config.cell, input_size, size, config.num_hidden_layers, False, config.dropout)
         self.attention: RecurrentAttention | None = None

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
+from .dropout import Dropout
 from .embeddings import TokenEmbedding
 from .padding import mask_of_padding
 from .recurrent_layers import RecurrentLayers
@@ -32,7 +33,7 @@ class RecurrentEncoder(nn.Module):
         self.config = config
         size = config.hidden_size
         self.embed_tokens: nn.Module = TokenEmbedding(config.source_vocab_size or config.vocab_size, size, scale=1.0)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = RecurrentLayers(
             config.cell, size, size, config.num_hidden_layers, config.bidirectional, config.dropout
         )

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .dropout import Dropout
+
 
 class Residual(nn.Module):
     """``x + dropout(f(norm(x)))`` for pre-norm, ``norm(x + dropout(f(x)))`` for post-norm.
@@ -22,7 +24,7 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = norm
         self.placement = placement
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.placement == "pre":

@@ -26,7 +26,7 @@ TIERS = [
     ["base_configuration"],
     ["configuration_dragoman", "configuration_dragoman_recurrent"],
     ["presets"],
-    ["linear"],
+    ["linear", "dropout"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
     ["packing", "pooling", "classification_loss", "recurrent_attention", "recurrent_layers", "recurrent_state"],
     ["embeddings", "residual", "attention", "padding", "int8_loading"],
