@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 KEY = "exponential_moving_average"  # in the optimizer's state of each parameter
@@ -53,11 +54,15 @@ class ExponentialMovingAverageCallback(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         step = state.global_step + 1  # counted only afterwards
         decay = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = [], []
         for parameter, kept in self._trained(optimizer):
             if KEY in kept:
-                kept[KEY].lerp_(parameter, 1 - decay)
+                averages.append(kept[KEY])
+                weights.append(parameter)
             elif parameter.grad is not None:  # else it never moved, and optimizers set up an empty state
                 kept[KEY] = parameter.detach().clone()
+        if averages:
+            get_ema_multi_avg_fn(decay)(averages, weights, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         if control.should_evaluate:

@@ -28,8 +28,8 @@ class DataError(ValueError):
 def read_pairs(path: str, target_path: str | None = None, columns: Columns | None = None) -> Dataset:
     """A dataset with the columns `source` and `target`.
 
-    By suffix, each with `.gz` too: `.tsv`, with a header if `columns` are named, else without (source first, target
-    second); `.csv` with a header; `.jsonl`, `.json`. With `target_path` both files are plain text, a text a line.
+    By suffix, each with `.gz` too: `.tsv` or `.txt`, with a header if `columns` are named, else without (source first,
+    target second); `.csv` with a header; `.jsonl`, `.json`. With `target_path` both are plain text, a text a line.
     """
     reader = READERS.get(Path(path.removesuffix(".gz")).suffix.lower())
     if target_path is not None:
@@ -151,6 +151,7 @@ def _parallel_rows(path: str, target_path: str) -> Rows:
 
 READERS: dict[str, Callable[[str, Columns | None], Rows]] = {
     ".tsv": _tsv_rows,
+    ".txt": _tsv_rows,
     ".csv": _csv_rows,
     ".jsonl": _json_rows,
     ".json": _json_rows,

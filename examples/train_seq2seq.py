@@ -44,6 +44,7 @@ from dragoman import (
     DragomanTokenizer,
     DragomanTrainer,
     DragomanTrainingArguments,
+    ExponentialMovingAverageCallback,
 )
 from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
 
@@ -75,10 +76,13 @@ class ModelArguments:
         default=None, metadata={"help": "A folder. Else the model's, or a new one"}
     )
     algorithm: Literal["bpe", "unigram", "char", "word"] = field(default="bpe", metadata={"help": "Of a new tokenizer"})
+    target_algorithm: str | None = field(default=None, metadata={"help": "If the targets need another one."})
     vocab_size: int = field(default=8000, metadata={"help": "At most so many tokens in a new tokenizer."})
     separate_vocabularies: bool = field(default=False, metadata={"help": "Train a vocabulary for each side."})
     target_vocab_size: int | None = field(default=None, metadata={"help": "If unlike the source's."})
     byte_fallback: bool = field(default=True, metadata={"help": "Spell unseen characters in bytes; without, <unk>."})
+
+    moving_average: float | None = field(default=None, metadata={"help": "Decay of the weights' average: 0.999."})
 
 
 @dataclass
@@ -156,6 +160,7 @@ def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tup
             vocab_size=args.vocab_size,
             target_vocab_size=args.target_vocab_size,
             algorithm=args.algorithm,
+            target_algorithm=args.target_algorithm,
             byte_fallback=args.byte_fallback,
             share_vocabulary=not args.separate_vocabularies,
         )
@@ -207,6 +212,8 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         processing_class=tokenizer,
         callbacks=[EvaluateInOrder()],
     )
+    if model_args.moving_average is not None:
+        trainer.add_callback(ExponentialMovingAverageCallback(model_args.moving_average))
     score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
     trainer.compute_metrics = score if args.predict_with_generate else None
     if args.do_train:

@@ -1,0 +1,148 @@
+"""Train a recipe from several seeds, score each, and write down what came out.
+
+    python examples/recipes/run.py cmudict ../shared/data/cmudict_g2p
+    python examples/recipes/run.py multi30k ../shared/data/multi30k_bpe --seeds 0 --seeds 1 --seeds 2 --at-once 3
+    python examples/recipes/run.py ar2en ../shared/data/ar2en --train "--max_minutes 8"
+
+A recipe is `recipe.json` in a folder beside this file: the arguments of train_seq2seq.py, how many checkpoints to
+average, and the arguments of score.py. `results.json` (scores of every seed, their mean and spread, checksums,
+hardware, times) and `log.csv` (loss and learning rate of the first seed) go beside the checkpoints.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors import safe_open
+
+HERE = Path(__file__).resolve().parent
+RECIPES = sorted(path.parent.name for path in HERE.glob("*/recipe.json"))
+Record = dict[str, Any]
+
+
+def python(*command: str, log: Path) -> None:
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ python {shlex.join(command)}\n")
+        file.flush()
+        done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        tail = "\n".join(log.read_text("utf-8").splitlines()[-5:])
+        raise SystemExit(f"run: {shlex.join(command[:3])} ended with {done.returncode}; {log} ends with\n{tail}")
+
+
+def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
+    """Train, average, score: the scores."""
+    folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
+    started = time.perf_counter()
+    arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]
+    train = [str(HERE.parent / "train_seq2seq.py"), "--do_train", *arguments, "--seed", str(seed)]
+    fast = ["--tf32", "true", "--dataloader_num_workers", "1"] if torch.cuda.is_available() else []
+    python(*train, "--output_dir", str(folder), *fast, *more, log=log)
+    seconds = time.perf_counter() - started
+    scored = folder
+    if last := recipe.get("average"):
+        scored = output / f"seed-{seed}-average"
+        python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
+    state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+    record = score(recipe, data, output / f"seed-{seed}-score", [scored], log)
+    steps = {"steps": state["global_step"], "epochs": round(state["epoch"], 1)}
+    size = {"parameters": count_parameters(folder / "model.safetensors")}
+    return {"seed": seed, "train_seconds": round(seconds), **steps, **size, **record}
+
+
+def count_parameters(file: Path) -> int:
+    with safe_open(file, "pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def score(recipe: Record, data: Path, output: Path, checkpoints: list[Path], log: Path) -> Record:
+    first, *others = map(str, checkpoints)
+    task, *arguments = (str(value).replace("{data}", str(data)) for value in recipe["score"])
+    together = [part for other in others for part in ("--ensemble-with", other)]
+    python(
+        str(HERE / "score.py"), first, task, *arguments, *together, "--nbest", "1", "--output-dir", str(output), log=log
+    )
+    return json.loads((output / "score.json").read_text("utf-8"))
+
+
+def spread(records: list[Record], metrics: list[str]) -> Record:
+    """Mean, least and most of each score."""
+    values = {metric: [record[metric] for record in records] for metric in metrics}
+    return {m: {"mean": statistics.mean(v), "least": min(v), "most": max(v)} for m, v in values.items()}
+
+
+def write_log(state: Path, file: Path) -> None:
+    history = [entry for entry in json.loads(state.read_text("utf-8"))["log_history"] if "loss" in entry]
+    names = ("step", "epoch", "loss", "learning_rate")
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([f"{float(entry[name]):.6g}" for name in names] for entry in history)
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores"
+    return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help=", ".join(RECIPES))],
+    data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
+    seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
+    at_once: Annotated[int, typer.Option(help="How many seeds train side by side.")] = 1,
+    train: Annotated[str, typer.Option(help="More arguments for train_seq2seq.py; the last of a name counts.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE.")] = None,
+) -> None:
+    """Train a recipe from several seeds, score each, and write down what came out."""
+    if recipe not in RECIPES:
+        raise SystemExit(f"run: there is no recipe {recipe!r}; choose from {', '.join(RECIPES)}.")
+    if not data.is_dir():
+        raise SystemExit(f"run: {data}: no such folder.")
+    about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
+    output = output or Path("runs") / recipe
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        more = shlex.split(train)
+        records = list(pool.map(lambda seed: run_seed(about, data, output, seed, more), seeds))
+    together: Record = {}
+    if len(seeds) > 1 and about.get("ensemble", True):
+        name = "seed-{}-average" if about.get("average") else "seed-{}"
+        members = [output / name.format(seed) for seed in seeds]
+        together = {"ensemble": score(about, data, output / "ensemble-score", members, output / "ensemble.log")}
+    result = {
+        "recipe": recipe,
+        "date": date.today().isoformat(),
+        "hardware": hardware(),
+        "at_once": at_once,
+        "more_train_arguments": train,
+        "seconds": round(time.perf_counter() - started),
+        "longest_training": max(record["train_seconds"] for record in records),
+        "scores": spread(records, about["metrics"]),
+        "seeds": records,
+        **together,
+    }
+    (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write_log(output / f"seed-{seeds[0]}" / "trainer_state.json", output / "log.csv")
+    for name, found in result["scores"].items():
+        ensemble = f", ensemble {together['ensemble'][name]:.2f}" if together else ""
+        typer.echo(f"{recipe} {name}: {found['mean']:.2f} ({found['least']:.2f} to {found['most']:.2f}){ensemble}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,96 @@
+"""examples/recipes: one command trains, averages, scores and reports; the page says what the result files say."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import ROOT
+
+RECIPES = ROOT / "examples" / "recipes"
+DATA = {
+    "ar2en": {
+        "ar2en-train.txt": "".join(f"{w}\t{w.upper()}\n" for w in ("ab", "ba", "aab", "bb", "abab") * 8),
+        "ar2en-eval.txt": "ab\tAB\nbba\tBBA\nba\tBA\n",
+    },
+    "multi30k": {
+        "train.en": "a man .\ntwo do@@ gs .\n" * 20,
+        "train.de": "ein mann .\nzwei hun@@ de .\n" * 20,
+        "test.2016.en": "two men .\n",
+        "test.2016.de": "zwei mann .\n",
+    },
+    "cmudict": {
+        "train.tsv": "AB\tAE B\nBA\tB AH\nBAB\tB AE B\n" * 8,
+        "valid.tsv": "AB\tAE B\nAB\tAH B\nABBA\tAE B AH\n",
+    },
+}
+
+
+def run(recipe: str, folder: Path, seeds: list[int], train: str) -> tuple[str, dict[str, Any]]:
+    data, output = folder / "data", folder / "out"
+    data.mkdir()
+    for name, text in DATA[recipe].items():
+        (data / name).write_text(text, "utf-8")
+    chosen = [part for seed in seeds for part in ("--seeds", str(seed))]
+    command = [sys.executable, RECIPES / "run.py", recipe, data, *chosen, "--output", output, "--train", train]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (output / "log.csv").read_text().startswith("step,epoch,loss,learning_rate\n1,")
+    return done.stdout, json.loads((output / "results.json").read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_two_seeds_their_spread_and_their_ensemble(tmp_path: Path) -> None:
+    said, result = run("ar2en", tmp_path, [3, 5], "--max_steps 3 --logging_steps 1 --use_cpu")
+    wer = result["scores"]["wer"]
+    assert [record["seed"] for record in result["seeds"]] == [3, 5]
+    found = [record["wer"] for record in result["seeds"]]
+    assert wer == {"mean": sum(found) / 2, "least": min(found), "most": max(found)}
+    sums = [record["weights_sha256"] for record in result["seeds"]]
+    assert len(set(sums)) == 2
+    assert {"wer", "cer"} <= result["ensemble"].keys()
+    assert all(record["rows"] == 3 and record["steps"] == 3 for record in result["seeds"])
+    assert f"ar2en wer: {wer['mean']:.2f}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["multi30k", "cmudict"])
+def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
+    epochs = "--num_train_epochs 10" if recipe == "multi30k" else "--max_steps 2"
+    _, result = run(recipe, tmp_path, [0], f"{epochs} --logging_steps 1 --use_cpu")
+    assert result["seeds"][0]["rows"] == (1 if recipe == "multi30k" else 2)
+    assert "ensemble" not in result
+    averaged = (tmp_path / "out" / "seed-0-average").is_dir()
+    assert averaged == ("average" in json.loads((RECIPES / recipe / "recipe.json").read_text("utf-8")))
+
+
+def test_a_failure_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    command = [RECIPES / "run.py", "ar2en", tmp_path / "data", "--seeds", "0", "--output", tmp_path / "out"]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode
+    assert "No such file" in done.stderr
+    for arguments, message in (["x", tmp_path], "no recipe 'x'"), (["ar2en", tmp_path / "y"], "no such folder"):
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / "run.py"), *map(str, arguments)], capture_output=True, text=True
+        )
+        assert done.returncode
+        assert message in done.stderr
+
+
+def test_the_page_says_what_the_result_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import report
+
+    assert report.rendered_page() == (RECIPES / "README.md").read_text("utf-8"), "run examples/recipes/report.py"
+
+
+def test_commands_on_the_page_name_recipes() -> None:
+    page = (RECIPES / "README.md").read_text("utf-8")
+    commands = [shlex.split(line)[2] for line in re.findall(r"^python examples/recipes/run\.py .*", page, re.M)]
+    assert sorted(commands) == sorted(path.parent.name for path in RECIPES.glob("*/recipe.json"))
