@@ -12,9 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ctranslate2
 import torch
-from ctranslate2.converters.transformers import MarianMTLoader
 from dragoman.modeling import generation_dragoman
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -38,21 +36,21 @@ def marian(case: Case) -> Any:
     return model
 
 
-def bart(case: Case) -> Run:
+def bart(case: Case) -> Any:
     model = built("BART", case)
     last = model.model.decoder.layers[-1]
     settle(model, last.fc1, last.fc2)
     model.final_logits_bias[0, [END, case.pad]] = -1e4
-    return generator_of(model, case)
+    return model
 
 
-def t5(case: Case) -> Run:
+def t5(case: Case) -> Any:
     model = built("T5", case)
     last = model.decoder.block[-1].layer[-1].DenseReluDense
     settle(model, last.wi, last.wo)
     model.generation_config.suppress_tokens = [END, case.pad]  # it has no bias that could
     model.generation_config.repetition_penalty = 2.0  # nor absolute positions to vary by; costs it a per cent or two
-    return generator_of(model, case)
+    return model
 
 
 def t5gemma(case: Case) -> Run:
@@ -94,7 +92,7 @@ def x_transformers(case: Case) -> Run:
 
 
 def generator_of(model: Any, case: Case) -> Run:
-    ids, mask = padded(case)
+    ids, mask = (x.to(model.device) for x in padded(case))
     settings = {"max_new_tokens": case.tokens, "num_beams": case.beams, "do_sample": False}
     return lambda: model.generate(ids, attention_mask=mask, **settings)[:, 1:].tolist()
 
@@ -118,6 +116,9 @@ def fastest(name: str, ways: dict[str, Run]) -> Run:
 
 def translator(case: Case, compute: str = "float32") -> Run:
     """CTranslate2 in whichever threading is fastest here: workers times threads of each."""
+    import ctranslate2
+    from ctranslate2.converters.transformers import MarianMTLoader
+
     words = words_of(case)
     ids = {word: i for i, word in enumerate(words)}
     spec = MarianMTLoader().get_model_spec(marian(case))
@@ -128,7 +129,7 @@ def translator(case: Case, compute: str = "float32") -> Run:
     spec.optimize(quantization=None if compute == "float32" else compute)
     rows = [[words[i] for i in row] for row in sources(case)]
 
-    def run(engine: ctranslate2.Translator, size: int) -> list[list[int]]:
+    def run(engine: Any, size: int) -> list[list[int]]:
         settings = {"beam_size": case.beams, "max_decoding_length": case.tokens, "max_batch_size": size}
         settings |= {"max_input_length": 0}
         return [[ids[word] for word in result.hypotheses[0]] for result in engine.translate_batch(rows, **settings)]
@@ -152,8 +153,8 @@ def clock(function: Callable[[], Any]) -> tuple[float, Any]:
 
 ENGINES: dict[str, Callable[[Case], Run]] = {
     "Marian": lambda case: generator_of(marian(case), case),
-    "BART": bart,
-    "T5": t5,
+    "BART": lambda case: generator_of(bart(case), case),
+    "T5": lambda case: generator_of(t5(case), case),
     "T5Gemma": t5gemma,
     "nn.Transformer": torch_transformer,
     "x-transformers": x_transformers,

@@ -24,7 +24,7 @@ from turns import serve
 
 PAD, END, FIRST = 0, 1, 2  # the first ordinary token
 ROWS = 64
-POOL = 64 * ROWS  # pairs of which the length-grouped batches are made
+POOL = 64  # batches of pairs of which the length-grouped ones are made
 Pair = dict[str, list[int]]
 Batch = dict[str, Tensor]
 
@@ -34,6 +34,7 @@ class Work(NamedTuple):
     order: str  # of the pairs: "ragged" or "grouped"
     batches: int = 3  # that are taken in turn
     scale: float = 1.0  # stretches all lengths
+    rows: int = ROWS
 
 
 def draw_lengths(count: int, seed: int, scale: float = 1.0) -> list[tuple[int, int]]:
@@ -48,13 +49,13 @@ def draw_lengths(count: int, seed: int, scale: float = 1.0) -> list[tuple[int, i
 
 
 def draw_batches(work: Work) -> list[list[Pair]]:
-    """Batches of 64 pairs of random tokens: at random, or of neighbours in length."""
-    count = work.batches
+    """Batches of pairs of random tokens: at random, or of neighbours in length."""
+    count, rows = work.batches, work.rows
     if work.order == "ragged":
-        lengths = [draw_lengths(ROWS, seed, work.scale) for seed in range(count)]
+        lengths = [draw_lengths(rows, seed, work.scale) for seed in range(count)]
     else:
-        pool = sorted(draw_lengths(POOL, 0, work.scale), key=sum)
-        batches = [pool[i : i + ROWS] for i in range(0, POOL, ROWS)]
+        pool = sorted(draw_lengths(POOL * rows, 0, work.scale), key=sum)
+        batches = [pool[i : i + rows] for i in range(0, POOL * rows, rows)]
         lengths = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
     generator = torch.Generator().manual_seed(0)
 
@@ -129,7 +130,10 @@ OPTIMIZERS: dict[str, dict[str, bool]] = {
 class Engine:
     """A model, its optimizer and its batches."""
 
-    def __init__(self, name: str, work: Work, optimizer: str = "fused", device: str = "cpu") -> None:
+    def __init__(
+        self, name: str, work: Work, optimizer: str = "fused", device: str = "cpu", narrow: bool = False
+    ) -> None:
+        """``narrow``: under autocast to bfloat16."""
         build_model, form = ENGINES[name]
         self.model = build_model(work.sizes, 0.1).train().to(device)
         collate = DataCollatorForPackedSeq2Seq(model=self.model) if form == "packed" else pad
@@ -137,13 +141,15 @@ class Engine:
         self.batches = [send_to_device(collate(batch), device) for batch in pairs]
         self.tokens = [sum(len(pair["labels"]) for pair in batch) for batch in pairs]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, **OPTIMIZERS[optimizer])
+        self.autocast = partial(torch.autocast, device, torch.bfloat16, enabled=narrow)
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     @torch.no_grad()
     def loss(self) -> float:
         self.model.eval()
         try:
-            return float(self.model(**self.batches[0]).loss)
+            with self.autocast():
+                return float(self.model(**self.batches[0]).loss)
         finally:
             self.model.train()
 
@@ -151,7 +157,9 @@ class Engine:
         """Seconds and target tokens, of the batch of that number."""
         self.synchronize()
         started = time.perf_counter()
-        self.model(**self.batches[number]).loss.backward()
+        with self.autocast():
+            loss = self.model(**self.batches[number]).loss
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.synchronize()
