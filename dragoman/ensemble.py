@@ -36,7 +36,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         self._others = [Reader(model, input_ids, attention_mask) for model in models[1:]]
         self._batch = len(input_ids)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         copies, rest = divmod(len(scores), self._batch)
         if rest or not copies:
             raise ValueError(
