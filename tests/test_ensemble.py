@@ -153,8 +153,11 @@ def test_with_itself_as_alone(name: str, mode: dict[str, Any]) -> None:
     model = member(name)
     inputs = sources(model.config)
     options = mode | {"output_scores": False, "return_dict_in_generate": False, "max_new_tokens": LENGTH}
-    start = {"decoder_input_ids": torch.tensor([[model.config.decoder_start_token_id, model.config.pad_token_id]] * 5)}
-    start["decoder_attention_mask"] = torch.ones_like(start["decoder_input_ids"])  # that pad is a token
+    pad = model.config.pad_token_id
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id = pad
+    # a start, and a pad token that somebody wrote
+    start = {"decoder_input_ids": torch.full((5, 2), pad), "decoder_attention_mask": torch.ones(5, 2).long()}
     for asked in ({}, start, {"suppress_tokens": [0, 7], "no_repeat_ngram_size": 1, "renormalize_logits": True}):
         torch.manual_seed(0)
         expected = model.generate(**inputs, **options, **asked)
