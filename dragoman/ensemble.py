@@ -20,7 +20,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 
     It is for this one batch. Any models of ``AutoModelForSeq2SeqLM`` that were trained with one tokenizer will do. Of
     the others each encodes the source once, here, and reads what is written anew at every step, without a cache, so
-    that the order of the beams is no concern; their cost grows with the square of the length.
+    that the order of the beams is no concern; their cost grows with the square of the length. ``decoder_input_ids`` to
+    go on from must have no padding.
 
     Greedy search and sampling hand over raw logits and beam search log-probabilities, so the softmax is taken of
     either. What generate()'s own processors have forbidden before (a score of −inf) is forbidden to all, and each
