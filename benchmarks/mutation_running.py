@@ -87,6 +87,7 @@ FIRST = {
     "dragoman/training_arguments.py": "token_training",
     "dragoman/packing.py": "packing",
     "dragoman/averaging.py": "averaging",
+    "dragoman/ensemble.py": "ensemble",
     "dragoman/exponential_moving_average.py": "averaging",
     "dragoman/pipelines.py": "pipelines",
     "dragoman/sorted_batches.py": "pipelines",

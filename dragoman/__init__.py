@@ -22,6 +22,7 @@ from .configuration.configuration_dragoman import DragomanConfig
 from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .conversion import convert_from, convert_to
 from .conversion.ctranslate2_registration import register_ctranslate2_loader
+from .ensemble import EnsembleLogitsProcessor
 from .exponential_moving_average import ExponentialMovingAverageCallback
 from .hub import install
 from .model_cards import install_cards
@@ -70,6 +71,7 @@ __all__ = [
     "DragomanTokenizer",
     "DragomanTrainer",
     "DragomanTrainingArguments",
+    "EnsembleLogitsProcessor",
     "ExponentialMovingAverageCallback",
     "TokenBudgetBatchSampler",
     "__version__",

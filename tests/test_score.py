@@ -13,7 +13,7 @@ import pytest
 import torch
 import typer
 from sacrebleu import corpus_bleu
-from transformers import BartConfig, BartForSequenceClassification, pipeline
+from transformers import BartConfig, BartForSequenceClassification, LogitsProcessorList, pipeline
 from typer.testing import CliRunner
 
 import dragoman
@@ -138,6 +138,47 @@ def test_a_checkpoint_is_scored_and_its_answers_written_down(script: ModuleType,
     assert all(float(a[2]) >= float(b[2]) for a, b in zip(lines[::2], lines[1::2], strict=True))
 
 
+def test_checkpoints_are_scored_together(script: ModuleType, tmp_path: Path) -> None:
+    models = []
+    for seed in (2, 3):
+        words = dragoman.DragomanTokenizer.train(["abcdefgh"], algorithm="char", byte_fallback=False, vocab_size=40)
+        sizes = tiny(vocab_size=len(words), tie_word_embeddings=False)
+        models.append(build(dragoman.DragomanConfig.from_tokenizer(words, preset=sizes), seed))
+        models[-1].save_pretrained(tmp_path / str(seed))
+        words.save_pretrained(tmp_path / str(seed))
+    test = tmp_path / "test.tsv"
+    test.write_text("abc\tx\nhgfed\tx\na\tx\ncab\tx\n")
+    options = ["--num-beams", 3, "--nbest", 1, "--max-new-tokens", 6, "--batch-size", 3]
+    run(script, tmp_path / "2", "transliteration", test, *options)
+    run(script, tmp_path / "2", "transliteration", test, "--with", tmp_path / "3", *options)
+    alone, together = (tmp_path / "2" / f"transliteration-test.tsv{end}" for end in ("", "-ensemble"))
+    hashes = [hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest() for name in "23"]
+    result = json.loads((together / "score.json").read_text())
+    assert result["weights_sha256"] == hashes[0]
+    assert result["with"] == [{"checkpoint": str(tmp_path / "3"), "weights_sha256": hashes[1]}]
+    assert "with" not in json.loads((alone / "score.json").read_text())
+    inputs = words(["abc", "hgfed", "a", "cab"], padding=True, return_tensors="pt")
+    processor = LogitsProcessorList([dragoman.EnsembleLogitsProcessor(models, **inputs)])
+    ids = models[0].generate(**inputs, logits_processor=processor, num_beams=3, max_new_tokens=6)
+    written = [line.split("\t")[3] for line in (together / "nbest.tsv").read_text().splitlines()]
+    assert written == [" ".join(text.split()) for text in words.batch_decode(ids, skip_special_tokens=True)]
+    assert written != [line.split("\t")[3] for line in (alone / "nbest.tsv").read_text().splitlines()]
+
+
+def test_what_is_not_scored_together(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("abcdefgh", "abcdefgx"):
+        words = dragoman.DragomanTokenizer.train([name], algorithm="char", byte_fallback=False, vocab_size=40)
+        config = dragoman.DragomanConfig.from_tokenizer(words, preset=tiny(vocab_size=len(words)))
+        build(config).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    test, others = tmp_path / "test", [tmp_path / "abcdefgx"]
+    test.write_text("abc\tx\n")
+    for task, message in (("g2p", "have different vocabularies"), ("classification", "--with is for tasks whose")):
+        with pytest.raises(typer.Exit):
+            script.main(tmp_path / "abcdefgh", script.Task(task), test, others=others)
+        assert message in capsys.readouterr().err
+
+
 def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # three labels
@@ -161,7 +202,7 @@ def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:
     """Each command of the README and of the script itself gets as far as looking for the checkpoint."""
     readme = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
     commands = re.findall(r"python examples/recipes/score\.py (.*)", f"{readme}\n{script.__doc__}")
-    assert len(commands) == 8
+    assert len(commands) == 10
     app = typer.Typer()
     app.command()(script.main)
     for command in commands:

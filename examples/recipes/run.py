@@ -72,7 +72,7 @@ def count_parameters(file: Path) -> int:
 def score(recipe: Record, data: Path, output: Path, checkpoints: list[Path], log: Path) -> Record:
     first, *others = map(str, checkpoints)
     task, *arguments = (str(value).replace("{data}", str(data)) for value in recipe["score"])
-    together = [part for other in others for part in ("--ensemble-with", other)]
+    together = [part for other in others for part in ("--with", other)]
     python(
         str(HERE / "score.py"), first, task, *arguments, *together, "--nbest", "1", "--output-dir", str(output), log=log
     )

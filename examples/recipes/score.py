@@ -3,6 +3,7 @@
     python examples/recipes/score.py runs/g2p g2p valid.tsv
     python examples/recipes/score.py runs/multi30k bleu test.en --references test.de --tokenized --lowercase
     python examples/recipes/score.py runs/ar2en transliteration eval.txt --num-beams 4
+    python examples/recipes/score.py runs/g2p g2p valid.tsv --with runs/g2p-2 --with runs/g2p-3
     python examples/recipes/score.py runs/sst2 classification dev.txt
 
 Tasks and their files, each compressed or not:
@@ -14,7 +15,8 @@ Tasks and their files, each compressed or not:
 - `classification`: `label text` or `label<TAB>text` a line; a first line `label...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
-score<TAB>text`) in `--output-dir`. Needs `pip install dragoman[examples]`.
+score<TAB>text`) in `--output-dir`. `--with` scores what several checkpoints write together. Needs
+`pip install dragoman[examples]`.
 """
 
 import gzip
@@ -31,9 +33,10 @@ import transformers
 import typer
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import BLEU
-from transformers import pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessorList, pipeline
 
 import dragoman  # registers models and the pipeline
+from dragoman.pipelines import Text2TextPipeline
 
 Scores = dict[str, Any]
 
@@ -134,9 +137,29 @@ def join(text: str) -> str:
     return text.replace("@@ ", "").removesuffix("@@")
 
 
-def generate(checkpoint: Path, sources: list[str], options: dict[str, Any]) -> list[list[tuple[str, float]]]:
+class EnsemblePipeline(Text2TextPipeline):
+    """The model and others write together."""
+
+    others: Sequence[Any] = ()
+
+    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+        ids, mask = model_inputs["input_ids"], model_inputs["attention_mask"]
+        together = dragoman.EnsembleLogitsProcessor([self.model, *self.others], ids, mask)
+        return super()._forward(model_inputs, logits_processor=LogitsProcessorList([together]), **options)
+
+
+def generate(
+    checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any]
+) -> list[list[tuple[str, float]]]:
     """The n best of each source, with their scores."""
-    pipe = pipeline("dragoman-text2text", model=str(checkpoint), return_scores=True, **options)
+    kind = EnsemblePipeline if others else Text2TextPipeline
+    pipe: Any = pipeline(
+        "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
+    )
+    for other in others:
+        if AutoTokenizer.from_pretrained(other).get_vocab() != pipe.tokenizer.get_vocab():
+            fail(f"{checkpoint} and {other} have different vocabularies: they cannot write together.")
+    pipe.others = [AutoModelForSeq2SeqLM.from_pretrained(other).to(pipe.device) for other in others]
     found = pipe(sources)
     rows = [records if isinstance(records, list) else [records] for records in found]
     return [[(record["generated_text"], record["score"]) for record in records] for records in rows]
@@ -148,6 +171,10 @@ def classify(checkpoint: Path, sources: list[str], batch_size: int) -> list[list
     plain = all(name == f"LABEL_{index}" for name, index in names.items())  # nobody named them: the file has numbers
     rows = pipe(sources, truncation=True)
     return [[(names[r["label"]] if plain else r["label"], r["score"]) for r in row] for row in rows]
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    return sha256(sorted(checkpoint.glob("*.safetensors")))
 
 
 def sha256(paths: Iterable[Path]) -> str:
@@ -166,34 +193,45 @@ def main(
     ] = None,
     tokenized: Annotated[bool, typer.Option(help="bleu: of tokenized text, whose `@@ ` are joined.")] = False,
     lowercase: Annotated[bool, typer.Option(help="bleu: letter case does not count.")] = False,
+    others: Annotated[
+        list[Path] | None, typer.Option("--with", help="A checkpoint that writes along. Repeat it for more.")
+    ] = None,
     num_beams: int = 5,
     nbest: Annotated[int, typer.Option(help="How many to write down, at most num-beams.")] = 5,
     length_penalty: float = 1.0,
     max_new_tokens: int = 128,
     batch_size: int = 64,
-    output_dir: Annotated[Path | None, typer.Option(help="Default: the checkpoint's folder, task and file.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Default: in the checkpoint's folder, by task and file.")
+    ] = None,
 ) -> None:
     """Score a checkpoint on a test file, and write down all that it answered."""
-    if not checkpoint.is_dir():
-        fail(f"{checkpoint}: no such folder.")
+    others = others or []
+    for folder in (checkpoint, *others):
+        if not folder.is_dir():
+            fail(f"{folder}: no such folder.")
+    if others and task == Task.CLASSIFICATION:
+        fail("--with is for tasks whose answers are written; classification is of one checkpoint.")
     test = read_test(task, testfile, references)
     options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": min(nbest, num_beams)}
     options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "length_penalty": length_penalty}
     if task == Task.CLASSIFICATION:
         options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
     else:
-        rows = generate(checkpoint, test.sources, options)
+        rows = generate(checkpoint, others, test.sources, options)
     scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
     data = [testfile] if references is None else [testfile, references]
     result = scores | {
         "task": str(task),
         "rows": len(rows),
         "options": options,
-        "weights_sha256": sha256(sorted(checkpoint.glob("*.safetensors"))),
+        "weights_sha256": weights_sha256(checkpoint),
         "data_sha256": sha256(data),
         "versions": {m.__name__: m.__version__ for m in (dragoman, transformers, torch)},
     }
-    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}"
+    if others:
+        result["with"] = [{"checkpoint": str(path), "weights_sha256": weights_sha256(path)} for path in others]
+    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{'-ensemble' if others else ''}"
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     with (output_dir / "nbest.tsv").open("w", encoding="utf-8", newline="\n") as file:
