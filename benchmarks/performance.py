@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import accelerator
 from train import table
 from turns import RESULTS, cell_text
 
@@ -35,6 +36,12 @@ def ratios(cells: Results) -> str:
     return "\n".join([*lines, *(f"\nMissing: {text}." for text in sorted(missing))])
 
 
+def on_a_gpu(found: dict[str, Any]) -> str:
+    about = {name: value for name, value in found["conditions"].items() if isinstance(value, str)}
+    cells = [accelerator.table(name, cell) for name, cell in found["cells"].items() if name != "flash attention"]
+    return ", ".join(f"{name} {value}" for name, value in about.items()) + ":\n" + "\n".join(cells)
+
+
 def said(cells: Results) -> str:
     """What was the same for all, once; where it differs, all that there was."""
     values: dict[str, list[str]] = {}
@@ -56,6 +63,8 @@ def render() -> str:
         if file.exists():
             found: Results = json.loads(file.read_text("utf-8"))
             text = text.replace(f"{{{kind}}}", said(found) + "\n\n" + ratios(found))
+    gpu = json.loads((RESULTS / "accelerator.json").read_text("utf-8"))
+    text = text.replace("{accelerator}", on_a_gpu(gpu))
     found = json.loads((RESULTS / "table.json").read_text("utf-8"))
     return text.replace("{training}", training(found)).replace("{writing}", writing(found))
 

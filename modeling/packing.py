@@ -153,7 +153,8 @@ def attend_packed(
 
     Run by run with ``attend``, transformers' SDPA or the reference. On CUDA in half precision, without bias and
     dropout, all at once by torch's kernel for varying lengths; and by transformers' flash attention where that is
-    chosen. These two calls are written from the documentation: tested against stand-ins, on no GPU.
+    chosen. torch's kernel was compared with padding on a GPU (benchmarks/accelerator.py); the call of flash attention
+    was tested against a stand-in alone.
     """
     implementation = module.config._attn_implementation or "eager"
     if "flash" in implementation:
