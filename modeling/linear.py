@@ -63,9 +63,9 @@ class _Product(torch.autograd.Function):
         multiply = F.linear if torch.is_grad_enabled() else onednn_product
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = multiply(g, weight.T.contiguous()).view(x.shape)
+            of_x = multiply(g, weight.T).view(x.shape)
         if ctx.needs_input_grad[1]:
-            of_weight = multiply(g.T.contiguous(), x.reshape(-1, x.shape[-1]).T.contiguous())
+            of_weight = multiply(g.T, x.reshape(-1, x.shape[-1]).T)
         if ctx.needs_input_grad[2]:
             of_bias = g.sum(0)
         return of_x, of_weight, of_bias
