@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .attention import Attention
 from .decoder import Decoder, DecoderLayer
+from .encoder_decoder_generation import TOKENIZERS
 from .feed_forward import FeedForward
 from .position_biases import AlibiBias, RelativeBias
 from .position_encodings import RotaryEmbedding
@@ -18,7 +19,7 @@ from .residual import Residual
 ARGUMENTS = frozenset(
     "attention_mask decoder_attention_mask encoder_outputs generation_config inputs_embeds logits_processor "
     "logits_to_keep past_key_values position_ids stopping_criteria streamer synced_gpus use_cache".split()
-)
+).union(TOKENIZERS)
 REARRANGED = (
     Decoder,
     DecoderLayer,
@@ -29,7 +30,13 @@ REARRANGED = (
     RelativeBias,
     RotaryEmbedding,
 )  # what the step does in its own way
-FORWARDS = ("DragomanForConditionalGeneration.forward", "DragomanModel.forward")  # that the step knows
+# What the step knows, by name: the code that a checkpoint brought is the same. A subclass or peft may have its own.
+KNOWN = {
+    "forward": "DragomanForConditionalGeneration.forward",
+    "apply_head": "LanguageModelingHead.apply_head",
+    "prepare_inputs_for_generation": "EncoderDecoderGenerationMixin.prepare_inputs_for_generation",
+    "_update_model_kwargs_for_generation": "GenerationMixin._update_model_kwargs_for_generation",
+}
 
 
 def is_covered(model: Any, arguments: dict[str, Any]) -> bool:
@@ -61,10 +68,10 @@ def is_new_and_dynamic(cache: Any) -> bool:
 
 
 def is_untouched(model: Any) -> bool:
-    """Whether forward is ours all the way down to the parts that the step calls, and nobody listens in between."""
+    """Whether all is ours down to the parts that the step calls, nothing drops out, and nobody listens in between."""
     base, head = model.base_model, model.get_output_embeddings()
-    known = all(type(m).forward.__qualname__ == name for m, name in zip((model, base), FORWARDS, strict=True))
-    if not known or model.training or model.config._attn_implementation != "sdpa":
+    known = all(getattr(model, name).__qualname__ == ours for name, ours in KNOWN.items())
+    if not known or base.forward.__qualname__ != "DragomanModel.forward" or model.config._attn_implementation != "sdpa":
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
@@ -76,6 +83,7 @@ def is_untouched(model: Any) -> bool:
 
 
 def is_intercepted(module: nn.Module) -> bool:
-    """Hooks, a forward of its own (as offloading gives it), or a compiled one."""
+    """Training, hooks, a forward of its own (as offloading gives it), or a compiled one."""
     hooks = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooks or "forward" in module.__dict__ or module._compiled_call_impl is not None)
+    own = "forward" in module.__dict__ or module._compiled_call_impl is not None
+    return bool(module.training or hooks or own)

@@ -10,11 +10,13 @@ from transformers.utils.generic import ModelOutput
 
 from .padding import mask_of_left_padding, mask_of_padding
 
+TOKENIZERS = ("tokenizer", "assistant_tokenizer")  # arguments of generate() that its loops hand on to the model
+
 
 class EncoderDecoderGenerationMixin(GenerationMixin):
-    """Three things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
-    enlarge them in place); padding is masked even where no mask was given; what transformers cannot do for an
-    encoder-decoder raises.
+    """Four things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
+    enlarge them in place); padding is masked even where no mask was given; ``stop_strings`` are looked for in the
+    vocabulary that is written; what transformers cannot do for an encoder-decoder raises.
     """
 
     config: Any
@@ -45,7 +47,15 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
                 begins = int(mask.any(0).long().argmax())  # columns that are padding in every row say nothing
                 kwargs["decoder_input_ids"] = prefix[:, begins:]
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
+        if getattr(kwargs.get("tokenizer"), "separate_vocabularies", False):
+            kwargs["tokenizer"] = copy.deepcopy(kwargs["tokenizer"])
+            kwargs["tokenizer"]._switch_to_target_mode()  # a hook of every tokenizer of transformers
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        for name in TOKENIZERS:
+            kwargs.pop(name, None)
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
         # generate_batch() comes through here too

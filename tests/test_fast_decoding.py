@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import peft
 import pytest
 import torch
 from dragoman.modeling import decoding_step, few_row_linears, generation_dragoman
@@ -408,6 +409,19 @@ def hooked(find: Callable[[Model], nn.Module]) -> Callable[[Model, dict[str, Any
     return change
 
 
+class Steered(Model):
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return inputs | {"decoder_input_ids": inputs["decoder_input_ids"].flip(0)}
+
+
+class OtherHead(Model):
+    def apply_head(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().apply_head(*args, **kwargs)
+        outputs.logits = outputs.logits.flip(-1)
+        return outputs
+
+
 def own_forward(model: Model, _: dict[str, Any]) -> None:
     """As accelerate does to offload."""
     part = model.model.decoder.layers[1]
@@ -434,6 +448,9 @@ FALLS_BACK: dict[str, Any] = {
     "eager attention": lambda model, _: model.set_attn_implementation("eager"),
     "training": lambda model, _: model.train(),
     "a subclass": lambda model, _: setattr(model, "__class__", Subclass),
+    "a subclass with inputs of its own": lambda model, _: setattr(model, "__class__", Steered),
+    "a subclass with a head of its own": lambda model, _: setattr(model, "__class__", OtherHead),
+    "dropout that was left on": lambda model, _: model.model.decoder.layers[1].feed_forward_residual.dropout.train(),
     "another class of layer": lambda model, _: setattr(
         model.model.decoder.layers[0].feed_forward,
         "__class__",
@@ -462,6 +479,20 @@ def test_what_falls_back(change: Callable[[Model, dict[str, Any]], None], runs: 
     assert runs.covered == [False]
     found, expected = (x if isinstance(x, Tensor) else x.sequences for x in (found, expected))
     assert found.tolist() == expected.tolist()
+
+
+def test_a_prefix_of_peft_falls_back_and_is_used(runs: Runs) -> None:
+    model, inputs = prepare(tiny(share_embeddings=False, tie_word_embeddings=False), dtype=torch.float32)
+    plain = runs.fast(model, **inputs)
+    sizes = {"num_virtual_tokens": 4, "num_attention_heads": 4, "num_layers": 2, "token_dim": 32}
+    tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", **sizes)).eval()
+    for parameter in tuned.prompt_encoder.parameters():
+        parameter.data.normal_(0, 3)
+    found = runs.fast(tuned, **inputs)
+    assert runs.covered == [False]
+    assert found.tolist() == runs.stock(tuned, **inputs).tolist() != plain.tolist()
+    with tuned.disable_adapter():
+        runs.same(model, plain, **inputs)
 
 
 def test_hooks_on_the_encoder_change_nothing(runs: Runs) -> None:

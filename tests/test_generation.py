@@ -10,8 +10,8 @@ from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
 
-from dragoman import DragomanForConditionalGeneration
-from support import SCHEMES, batch, build, tiny
+from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
+from support import SCHEMES, batch, build, recurrent, tiny
 
 LENGTH = 12
 
@@ -167,6 +167,36 @@ def test_speculative_modes_equal_greedy() -> None:
     for parameter in assistant.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     assert generate(model, source, assistant_model=assistant, **plain).tolist() == expected
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 1}], ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["dragoman", "recurrent"])
+def test_stop_strings(kind: str, shared: bool, mode: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked for in the vocabulary that is written; nothing after them is."""
+    texts, targets = ["hgfedcba", "abcdefgh"], ["abcdefghijklmnopqrstuvwxyz"]
+    options = {"vocab_size": 40, "algorithm": "char", "byte_fallback": False, "share_vocabulary": shared}
+    tokenizer = DragomanTokenizer.train(texts, targets, **options)
+    sizes = {"vocab_size": tokenizer.target_vocab_size, "source_vocab_size": tokenizer.source_vocab_size}
+    make = tiny if kind == "dragoman" else recurrent
+    config = make(**sizes, share_embeddings=False, tie_word_embeddings=False)
+    model, inputs = build(config, 3), tokenizer(texts, return_tensors="pt")
+    covered: list[bool] = []
+    decide = generation_dragoman.is_covered
+    monkeypatch.setattr(generation_dragoman, "is_covered", lambda *args: covered.append(decide(*args)) or covered[-1])
+    chosen = {"max_new_tokens": LENGTH, "no_repeat_ngram_size": 1, "suppress_tokens": [0, 1, 2, 3], **mode}
+    for source in inputs["input_ids"]:
+        torch.manual_seed(0)
+        written = tokenizer.decode(model.generate(source[None], **chosen)[0], skip_special_tokens=True)
+        assert len(written) == LENGTH
+        torch.manual_seed(0)
+        ids = model.generate(source[None], **chosen, stop_strings=[written[4:6]], tokenizer=tokenizer)[0]
+        stopped = tokenizer.decode(ids, skip_special_tokens=True)
+        if "num_beams" in mode:  # another beam may win now
+            assert stopped.find(written[4:6]) in (-1, len(stopped) - 2)
+        else:
+            assert stopped == written[:6]
+    assert covered == [True] * 4 or kind == "recurrent"
 
 
 def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
