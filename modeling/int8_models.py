@@ -91,7 +91,7 @@ def _quantized(module: nn.Module, matrices: Matrices) -> nn.Module | None:
             q, scale = quantize_rows(weight)
         matrices[id(weight)] = frozen(q), frozen(scale)
     if isinstance(module, TokenEmbedding):
-        return Int8Embedding(*matrices[id(weight)], module.scale)
+        return Int8Embedding(*matrices[id(weight)], module.scale, module.fixed_id)
     bias: Any = module.bias
     return Int8Linear(*matrices[id(weight)], bias)
 
@@ -104,7 +104,7 @@ def _dequantized(module: nn.Module, matrices: dict[int, nn.Parameter]) -> nn.Mod
     new: nn.Module
     with torch.device("meta"):  # nothing is drawn
         if isinstance(module, Int8Embedding):
-            new = TokenEmbedding(rows, columns, module.scale)
+            new = TokenEmbedding(rows, columns, module.scale, module.fixed_id)
         else:
             new = Linear(columns, rows, bias=False)
             set_bias(new, module.bias if isinstance(module, Int8Linear) else None)

@@ -44,10 +44,13 @@ class Int8Matrix(nn.Module):
 class Int8Embedding(Int8Matrix):
     """``E[id] · scale``, as :class:`TokenEmbedding`, of the rows of an int8 matrix."""
 
-    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, scale: float) -> None:
+    def __init__(
+        self, weight: nn.Parameter, weight_scale: nn.Parameter, scale: float, fixed_id: int | None = None
+    ) -> None:
         super().__init__(weight, weight_scale)
         self.num_embeddings, self.embedding_dim = weight.shape
         self.scale = scale
+        self.fixed_id = fixed_id  # for dequantize()
 
     def forward(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.weight.shape[0], "Token id")

@@ -39,6 +39,13 @@ class SinusoidalPositions(nn.Module):
         """The table ``(num_positions, size)``."""
         return sinusoids(num_positions, size, self.offset, self.endpoint)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """``model.bfloat16()`` rounds the table; ``model.float()`` afterwards has it exact again."""
+        super()._apply(fn, recurse)
+        if not self.table.is_meta:
+            self.table = nn.Buffer(self.compute(*self.table.shape).to(self.table), persistent=False)
+        return self
+
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.table)  # (B, T, C)
 

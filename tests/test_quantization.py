@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncod
 import dragoman
 from dragoman import DragomanForConditionalGeneration, DragomanModel
 from dragoman.verification import verify
-from support import OPTIONS, ROOT, batch, build, configured, describe, pairwise, relative_error, tiny
+from support import OPTIONS, ROOT, batch, build, configured, describe, gradients, pairwise, relative_error, tiny
 
 Model = DragomanForConditionalGeneration
 TYINGS = [(tied, shared) for tied in (True, False) for shared in (True, False)]
@@ -463,6 +463,24 @@ def test_dequantized_is_an_ordinary_model(quantized: Model, tmp_path: Path) -> N
     assert not AutoModelForSeq2SeqLM.from_pretrained(tmp_path).is_int8
     assert dragoman.quantize(made).is_int8
     assert same(dragoman.quantize(copy.deepcopy(quantized).dequantize()), quantized), "the same rows give the same int8"
+
+
+def test_what_the_padding_learns_survives() -> None:
+    """Nothing, if so configured: in the model that was, and in the one that int8 becomes."""
+    config = tiny(train_pad_embedding=False, tie_word_embeddings=False)
+    for model in (build(config), dragoman.quantize(build(config)).dequantize()):
+        inputs = batch(config)
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])  # padding is read, too
+        gradient = gradients(model.train(), **inputs)["model.encoder.embed_tokens.weight"]
+        assert gradient[0].norm() == 0 < gradient[1:].norm()
+
+
+def test_a_model_in_half_precision_becomes_what_is_loaded(tmp_path: Path) -> None:
+    model = build(tiny(position_encoding="sinusoidal")).bfloat16()
+    quantized, inputs = dragoman.quantize(model), batch(model.config)
+    quantized.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(quantized(**inputs).logits, loaded(**inputs).logits, rtol=0, atol=0)
 
 
 @pytest.fixture
