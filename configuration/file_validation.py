@@ -79,9 +79,10 @@ def check_file(fields: Mapping[str, Any], version: str) -> str | None:
 
 def check_names(name: str, value: Any) -> None:
     """``architectures`` is a list of names, ``id2label`` maps numbers to names and ``label2id`` names to numbers."""
-    good = all(isinstance(item, str) for item in value)
-    if good and name == "id2label":
-        good = all(key.isdigit() and isinstance(label, str) for key, label in value.items())
+    if name == "id2label":  # its numbers are strings in a file, and numbers in to_dict()
+        good = all(str(key).isdigit() and isinstance(label, str) for key, label in value.items())
+    else:
+        good = all(isinstance(item, str) for item in value)
     if good and name == "label2id":
         good = all(type(index) is int for index in value.values())
     if not good:

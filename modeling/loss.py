@@ -52,7 +52,7 @@ def token_cross_entropy(
     to that of the unsplit batch; without it, the target tokens here. Smoothing ε leaves 1−ε on the label and spreads
     ε evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567).
     """
-    labels = labels.to(logits.device).flatten()
+    labels = labels.to(logits.device).flatten().long()
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (N, V)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="sum")
     return mean_over_labels(total, labels, num_items_in_batch)

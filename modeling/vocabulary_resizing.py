@@ -18,7 +18,7 @@ class VocabularyResizingMixin:
         Raises:
             ValueError: with two vocabularies, whose sizes have nothing to do with each other.
         """
-        if self.config.source_vocab_size is not None:
+        if self._has_two_vocabularies:
             raise ValueError(
                 f"This model has two vocabularies (source {self.config.source_vocab_size}, target "
                 f"{self.config.vocab_size}): call resize_source_embeddings or resize_target_embeddings."
@@ -26,7 +26,10 @@ class VocabularyResizingMixin:
         decoder = getattr(self.base_model, "decoder", None)  # type: ignore[attr-defined]
         if decoder is not None and not self.config.share_embeddings:
             self._resize(decoder.embed_tokens, new_num_tokens, pad_to_multiple_of, mean_resizing)
-        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)  # type: ignore[misc]
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)  # type: ignore[misc]
+        if self.config.source_vocab_size is not None:
+            self.config.source_vocab_size = self.config.vocab_size
+        return resized
 
     def resize_source_embeddings(
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -53,8 +56,12 @@ class VocabularyResizingMixin:
         self.tie_weights()  # type: ignore[attr-defined]
         return embeddings
 
+    @property
+    def _has_two_vocabularies(self) -> bool:
+        return self.config.source_vocab_size is not None and not self.config.share_embeddings
+
     def _one_side_only(self) -> None:
-        if self.config.source_vocab_size is None:
+        if not self._has_two_vocabularies:
             raise ValueError("This model has one vocabulary for both sides: call resize_token_embeddings.")
 
     def _resize(self, embeddings: nn.Embedding, *arguments: Any) -> None:

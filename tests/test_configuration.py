@@ -10,7 +10,7 @@ from dragoman.configuration.validation import is_newer
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, presets
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanRecurrentConfig, presets
 from support import tiny
 
 
@@ -23,6 +23,14 @@ def test_presets_survive_their_file(name: str, tmp_path: Path) -> None:
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is DragomanConfig
     assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+
+
+@pytest.mark.parametrize("kind", [DragomanConfig, DragomanRecurrentConfig])
+def test_a_dictionary_is_a_way_back(kind: Any) -> None:
+    for config in (kind(), kind(vocab_size=77, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})):
+        again = kind.from_dict(config.to_dict())
+        assert again.to_dict() == config.to_dict()
+        assert again.id2label == config.id2label
 
 
 def test_bare_is_the_base_model() -> None:

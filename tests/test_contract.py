@@ -605,6 +605,12 @@ class TestSaving:
         torch.testing.assert_close(model(**inputs).logits[..., :37], logits)
         model.resize_token_embeddings(37)
         torch.testing.assert_close(model(**inputs).logits, logits)
+        same = build(configured(kind, source_vocab_size=37))  # said twice, one matrix
+        same.resize_token_embeddings(45)
+        assert (same.config.vocab_size, same.config.source_vocab_size) == (45, 45)
+        assert len(same.get_input_embeddings().weight) == len(same.get_output_embeddings().weight) == 45
+        with pytest.raises(ValueError, match="call resize_token_embeddings"):
+            same.resize_target_embeddings(50)
         two = build(configured(kind, share_embeddings=False, source_vocab_size=29))
         with pytest.raises(ValueError, match="resize_source_embeddings or resize_target_embeddings"):
             two.resize_token_embeddings(50)

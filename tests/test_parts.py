@@ -274,6 +274,11 @@ class TestLoss:
                 expected / 7, rel=1e-12
             )
 
+    def test_labels_of_any_integer(self) -> None:
+        logits, labels = torch.randn(2, 3, 8), torch.tensor([[1, 2, -100], [7, 0, 3]])
+        expected = token_cross_entropy(logits, labels)
+        torch.testing.assert_close(token_cross_entropy(logits, labels.int()), expected, rtol=0, atol=0)
+
     def test_half_precision_is_summed_in_fp32(self) -> None:
         logits, labels = torch.randn(1, 4096, 8).bfloat16(), torch.randint(8, (1, 4096))
         expected = token_cross_entropy(logits.double(), labels)

@@ -220,6 +220,10 @@ def test_training_anew(joint, separate, multilingual):
     new = multilingual.train_new_from_iterator((SOURCE[i : i + 2] for i in range(0, 4, 2)), vocab_size=290)
     assert len(new) <= 290
     assert new.languages == ["de", "fr"]
+    asked = copy.deepcopy(multilingual)
+    asked.padding_side, asked.model_max_length, asked.target_language = "left", 70, "fr"
+    again = asked.train_new_from_iterator(SOURCE, vocab_size=290)
+    assert (again.padding_side, again.model_max_length, again.target_language) == ("left", 70, "fr")
     assert new.decode(new(text_target="\u26c4 </s>").input_ids, skip_special_tokens=True) == "\u26c4 </s>"
     with pytest.raises(NotImplementedError, match="use train"):
         separate.train_new_from_iterator(SOURCE, vocab_size=290)

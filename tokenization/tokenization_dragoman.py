@@ -124,7 +124,10 @@ class DragomanTokenizer(LanguageTagging):
         if new_special_tokens or special_tokens_map or kwargs:
             raise ValueError("special tokens and trainer options are fixed here: use train, then add_special_tokens")
         texts = (text for batch in text_iterator for text in ([batch] if isinstance(batch, str) else batch))
-        return type(self).train(texts, vocab_size=vocab_size, languages=self.languages, **self.init_kwargs["training"])
+        new = type(self).train(texts, vocab_size=vocab_size, languages=self.languages, **self.init_kwargs["training"])
+        for name in ("model_max_length", "padding_side", "truncation_side", "target_language"):
+            setattr(new, name, getattr(self, name))
+        return new
 
     @property
     def separate_vocabularies(self) -> bool:
