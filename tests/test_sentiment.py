@@ -1,5 +1,6 @@
 """examples/sentiment.py: where its texts come from, what it measures and explains, and the whole as one command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_the_shares_add_up_to_the_logit(pooling: str, tokenizer: DragomanTokeniz
         assert sum(share for _, share in evidence) == pytest.approx(float((expected - end).detach()), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("naïve café", ["naïve", " ", "café"]),
+        ("很好😀!", ["很好", "😀", "!"]),
+        ("日本 film", ["日", "本", " film"]),
+    ],
+)
+def test_a_character_of_several_bytes_is_shown_once(text: str, expected: list[str]) -> None:
+    tokenizer = DragomanTokenizer.train(["很好 the film is good"] * 9, vocab_size=400)
+    config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(), num_labels=2)
+    model = build(config, auto=AutoModelForSequenceClassification)
+    assert [word for word, _ in sentiment.explain(text, 1, model, tokenizer, 100)] == expected
+
+
 def test_words() -> None:
     assert sentiment.continues_a_word("lovely", 3, 3)
     assert not sentiment.continues_a_word("a film", 1, 2)
@@ -127,6 +143,12 @@ def test_one_command_then_a_pipeline(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "seed 1: accuracy 100.00 %, macro F1 100.00 %" in done.stdout
     assert "accuracy: mean 100.00 %, 100.00 to 100.00 %" in done.stdout
+    written = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert written["texts"] == [200, 60]
+    assert written["unlike"]["pooling"] == "attention"
+    assert written["unlike"].keys() >= {"epochs", "dropout"}
+    assert "layers" not in written["unlike"]
+    assert [(one["seed"], one["accuracy"]) for one in written["seeds"]] == [(0, 100), (1, 100)]
     assert "Most decisive words for 'good': lovely" in done.stdout
     assert "against it: awful" in done.stdout
     assert (tmp_path / "run" / "decisive_words.png").read_bytes().startswith(b"\x89PNG")
