@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,71 @@ def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
     assert "ensemble" not in result
     averaged = (tmp_path / "out" / "seed-0-average").is_dir()
     assert averaged == ("average" in json.loads((RECIPES / recipe / "recipe.json").read_text("utf-8")))
+
+
+@pytest.mark.slow
+def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
+    """A row trained otherwise, on half of the lines, and one scored otherwise; the second time only a new seed."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    recipes, data, output = tmp_path / "examples" / "recipes", tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name, text in DATA["ar2en"].items():
+        (data / name).write_text(text, "utf-8")
+    plan = {
+        "every": 2,
+        "train_file": "ar2en-train.txt",
+        "all": ["--max_steps", 2, "--logging_steps", 1, "--use_cpu", "true"],
+        "rows": [
+            {"name": "no average", "without": ["--moving_average"]},
+            {"name": "greedy", "score": ["--num-beams", 1]},
+        ],
+    }
+    (recipes / "ar2en" / "ablation.json").write_text(json.dumps(plan), "utf-8")
+    for seeds in (["0"], ["0", "4"]):
+        chosen = [part for seed in seeds for part in ("--seeds", seed)]
+        command = [sys.executable, recipes / "ablate.py", "ar2en", data, *chosen, "--output", output]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        measured = re.findall(r"^(.+), seed (\d)", done.stdout, re.M)
+        assert sorted(measured) == sorted((row, seeds[-1]) for row in ("unchanged", "no average", "greedy"))
+    rows = json.loads((output / "ablation_results.json").read_text("utf-8"))["rows"]
+    assert all(set(found) == {"0", "4"} for found in rows.values())
+    weights = {row: found["0"]["weights_sha256"] for row, found in rows.items()}
+    assert weights["greedy"] == weights["unchanged"] != weights["no average"]
+    assert "--moving_average" not in (output / "no-average" / "seed-0.log").read_text("utf-8")
+    assert len((output / "data" / "ar2en-train.txt").read_text("utf-8").splitlines()) == 20
+
+
+def test_a_change_is_reported_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import ablate
+    import report
+
+    base = {"0": {"wer": 50.0}, "1": {"wer": 60.0}}
+    rows = {"unchanged": base, "worse": {"0": {"wer": 51.0}, "1": {"wer": 63.0}}, "one seed": {"1": {"wer": 59.0}}}
+    head = {"recipe": "ar2en", "metric": "wer", "hardware": "a machine", "date": "2026-01-02"}
+    head["all"] = ["--max_steps", 2]
+    table = report.ablation({**head, "rows": rows}).splitlines()
+    assert table[0] == "**ar2en** with `--max_steps 2`, 2 seeds, a machine, 2026-01-02:"
+    assert table[-3:] == [
+        "| unchanged | 55.00 (50.00 to 60.00) |  |",
+        "| worse | 57.00 (51.00 to 63.00) | +2.00 (+1.00 to +3.00) |",
+        "| one seed | 59.00 | -1.00 |",
+    ]
+    assert ablate.leave_out(["--a", 1, "--b", 2, "--c", 3], ["--b"]) == ["--a", 1, "--c", 3]
+    with pytest.raises(ValueError, match="--d"):
+        ablate.leave_out(["--a", 1], ["--d"])
+
+
+def test_ablations_change_arguments_that_recipes_have() -> None:
+    for file in RECIPES.glob("*/ablation.json"):
+        plan = json.loads(file.read_text("utf-8"))
+        arguments = json.loads((file.parent / "recipe.json").read_text("utf-8"))["train"]
+        for row in plan["rows"]:
+            assert set(row.get("without", [])) <= set(arguments), row["name"]
+            assert row.keys() & {"train", "without", "score"}, row["name"]
+            for part in ("train", "score"):
+                assert all(str(option).startswith("--") for option in row.get(part, [])[::2]), row["name"]
 
 
 def test_a_failure_is_told(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     scored = folder
     if last := recipe.get("average"):
         scored = output / f"seed-{seed}-average"
+        shutil.rmtree(scored, ignore_errors=True)  # of a run before
         python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
     state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
     record = score(recipe, data, output / f"seed-{seed}-score", [scored], log)
@@ -125,6 +127,8 @@ def main(
         name = "seed-{}-average" if about.get("average") else "seed-{}"
         members = [output / name.format(seed) for seed in seeds]
         together = {"ensemble": score(about, data, output / "ensemble-score", members, output / "ensemble.log")}
+        for member in together["ensemble"]["with"]:
+            member["checkpoint"] = Path(member["checkpoint"]).name
     result = {
         "recipe": recipe,
         "date": date.today().isoformat(),

@@ -1,0 +1,110 @@
+"""What each part of a recipe is worth: train it without the part, or with another one, from several seeds.
+
+    python examples/recipes/ablate.py ar2en ../shared/data/ar2en --at-once 2
+    python examples/recipes/ablate.py cmudict ../shared/data/cmudict_g2p --at-once 2
+
+`ablation.json` beside the recipe lists the rows: arguments that are added (`train`, `score`; the last of a name counts)
+or left out (`without`). What `all` adds, every row has, the unchanged first one too: a shorter training, say. With
+`every` they train on every n-th line only. A row that only scores otherwise scores what the first row trained.
+`ablation_results.json` in --output is written after each measurement, and what it holds is not measured again.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from run import HERE, Record, hardware, run_seed, score
+
+ABLATIONS = sorted(path.parent.name for path in HERE.glob("*/ablation.json"))
+REFERENCE = "unchanged"
+KEPT = ("steps", "epochs", "parameters", "weights_sha256")  # of a record, besides its scores
+
+
+def thin(data: Path, name: str, every: int, output: Path) -> Path:
+    """A folder like data, with only every n-th line of the training file."""
+    folder = output / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in data.iterdir():
+        if file.name != name and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file.resolve())
+    with (data / name).open(encoding="utf-8", newline="") as lines:
+        (folder / name).write_text("".join(list(lines)[::every]), "utf-8", newline="")
+    return folder
+
+
+def leave_out(arguments: list[Any], names: list[str]) -> list[Any]:
+    """Without these options and the value after each. Raises ValueError for one that is not there."""
+    kept = list(arguments)
+    for name in names:
+        at = kept.index(name)
+        del kept[at : at + 2]
+    return kept
+
+
+def measure(recipe: Record, row: Record, data: Path, output: Path, seed: int) -> Record:
+    """Train and score a row from a seed; or score anew what the first row trained from it."""
+    arguments = [*leave_out(recipe["train"], row.get("without", [])), *row.get("train", [])]
+    changed = {**recipe, "train": arguments, "score": [*recipe["score"], *row.get("score", [])]}
+    if "average" in row:
+        changed["average"] = row["average"]
+    folder = output / row["name"].replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    if "score" not in row:
+        return run_seed(changed, data, folder, seed, [])
+    trained = output / REFERENCE.replace(" ", "-") / f"seed-{seed}{'-average' * ('average' in recipe)}"
+    return score(changed, data, folder / f"seed-{seed}-score", [trained], folder / f"seed-{seed}.log")
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help=", ".join(ABLATIONS))],
+    data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
+    seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
+    at_once: Annotated[int, typer.Option(help="How many trainings run side by side.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE-ablation.")] = None,
+) -> None:
+    """What each part of a recipe is worth: train it without the part, or with another one, from several seeds."""
+    if recipe not in ABLATIONS:
+        raise SystemExit(f"ablate: {recipe!r} has no ablation; choose from {', '.join(ABLATIONS)}.")
+    if not data.is_dir():
+        raise SystemExit(f"ablate: {data}: no such folder.")
+    about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
+    plan = json.loads((HERE / recipe / "ablation.json").read_text("utf-8"))
+    output = output or Path("runs") / f"{recipe}-ablation"
+    output.mkdir(parents=True, exist_ok=True)
+    if plan.get("every", 1) > 1:
+        data = thin(data, plan["train_file"], plan["every"], output)
+    about["train"] += plan["all"]
+    file = output / "ablation_results.json"
+    result: Record = json.loads(file.read_text("utf-8")) if file.exists() else {"recipe": recipe, "rows": {}}
+    writing = threading.Lock()
+
+    def work(row: Record, seed: int) -> None:
+        record = measure(about, row, data, output, seed)
+        kept = {name: record[name] for name in (*about["metrics"], *KEPT) if name in record}
+        with writing:
+            result["rows"][row["name"]][str(seed)] = kept
+            result.update(date=date.today().isoformat(), hardware=hardware(), at_once=at_once)
+            result.update(threads=torch.get_num_threads(), metric=about["metrics"][0], all=plan["all"])
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        typer.echo(f"{row['name']}, seed {seed}: " + ", ".join(f"{m} {kept[m]:.2f}" for m in about["metrics"]))
+
+    rows = [{"name": REFERENCE}, *plan["rows"]]
+    result["rows"] = {row["name"]: {} for row in rows} | result["rows"]  # in this order
+    for wanted in ([row for row in rows if "score" not in row], [row for row in rows if "score" in row]):
+        missing: list[Callable[[], None]] = [
+            partial(work, row, seed) for seed in seeds for row in wanted if str(seed) not in result["rows"][row["name"]]
+        ]
+        with ThreadPoolExecutor(at_once) as pool:
+            for done in [pool.submit(task) for task in missing]:
+                done.result()
+
+
+if __name__ == "__main__":
+    typer.run(main)
