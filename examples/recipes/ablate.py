@@ -1,12 +1,11 @@
 """What each part of a recipe is worth: train it without the part, or with another one, from several seeds.
 
     python examples/recipes/ablate.py ar2en ../shared/data/ar2en --at-once 2
-    python examples/recipes/ablate.py cmudict ../shared/data/cmudict_g2p --at-once 2
 
 `ablation.json` beside the recipe lists the rows: arguments that are added (`train`, `score`; the last of a name counts)
-or left out (`without`). What `all` adds, every row has, the unchanged first one too: a shorter training, say. With
-`every` they train on every n-th line only. A row that only scores otherwise scores what the first row trained.
-`ablation_results.json` in --output is written after each measurement, and what it holds is not measured again.
+or left out (`without`). What `all` adds, every row has, the unchanged first one too: a shorter training, say. A row
+that only scores otherwise scores what the first row trained. `ablation_results.json` in --output is written after each
+measurement, and what it holds is not measured again.
 """
 
 import json
@@ -25,18 +24,6 @@ from run import HERE, Record, hardware, run_seed, score
 ABLATIONS = sorted(path.parent.name for path in HERE.glob("*/ablation.json"))
 REFERENCE = "unchanged"
 KEPT = ("steps", "epochs", "parameters", "weights_sha256")  # of a record, besides its scores
-
-
-def thin(data: Path, name: str, every: int, output: Path) -> Path:
-    """A folder like data, with only every n-th line of the training file."""
-    folder = output / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in data.iterdir():
-        if file.name != name and not (folder / file.name).exists():
-            (folder / file.name).symlink_to(file.resolve())
-    with (data / name).open(encoding="utf-8", newline="") as lines:
-        (folder / name).write_text("".join(list(lines)[::every]), "utf-8", newline="")
-    return folder
 
 
 def leave_out(arguments: list[Any], names: list[str]) -> list[Any]:
@@ -78,8 +65,6 @@ def main(
     plan = json.loads((HERE / recipe / "ablation.json").read_text("utf-8"))
     output = output or Path("runs") / f"{recipe}-ablation"
     output.mkdir(parents=True, exist_ok=True)
-    if plan.get("every", 1) > 1:
-        data = thin(data, plan["train_file"], plan["every"], output)
     about["train"] += plan["all"]
     file = output / "ablation_results.json"
     result: Record = json.loads(file.read_text("utf-8")) if file.exists() else {"recipe": recipe, "rows": {}}
