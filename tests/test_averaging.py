@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dragoman.modeling.decoding_coverage import is_untouched
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -14,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
+    Seq2SeqTrainer,
     TrainerCallback,
 )
 from typer.testing import CliRunner
@@ -228,6 +230,47 @@ def test_the_moving_average_is_the_recursion_and_leaves_training_alone(tmp_path:
     assert run.evaluate()["eval_loss"] == losses[1][-1]
 
 
+class Late(TrainerCallback):
+    """Asks for an evaluation after all others were asked, and keeps what a prediction step saw."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch, self.saw = watch, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        control.should_evaluate |= state.global_step == 3
+        if state.global_step == 6:  # a look at the model that leaves it as it is, where a checkpoint is saved
+            model.eval()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        off = [(p - self.watch.average[name]).abs().max().item() for name, p in model.named_parameters()]
+        self.saw.append((state.global_step, max(off)))
+        assert is_untouched(model)  # else generation would be slow
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_every_evaluation_while_training_is_of_the_average(generates: bool, tmp_path: Path) -> None:
+    options = {**SAVING, "dropout": 0.1, "save_steps": 6, "eval_steps": 4, "predict_with_generate": generates}
+    options |= {"tokens_per_batch": None, "trainer_class": Seq2SeqTrainer, "per_device_eval_batch_size": 8}
+    for name, between in {"plain": [], "run": [ExponentialMovingAverageCallback(decay=0.6)]}.items():
+        run, watch = trainer(tmp_path / name, **options), Watch(0.6)
+        run.eval_dataset = {"a": run.eval_dataset, "b": run.eval_dataset}
+        late = Late(watch)
+        for callback in (watch, *between, late):
+            run.add_callback(callback)
+        run.train()
+    assert {step for step, _ in late.saw} == {3, 4, 8}
+    assert max(off for _, off in late.saw) < 1e-5
+    entries = [{n: v for n, v in e.items() if n.startswith("eval_")} for e in run.state.log_history]
+    a, b = ([e[f"eval_{name}_loss"] for e in entries if f"eval_{name}_loss" in e] for name in "ab")
+    assert len(a) == 3
+    assert a == b
+    raw = [load_file(tmp_path / which / "checkpoint-6" / "model.safetensors") for which in ("plain", "run")]
+    torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
+    after = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    run.model.train().eval()
+    torch.testing.assert_close(dict(run.model.named_parameters()), after, rtol=0, atol=0)  # nobody follows any more
+
+
 def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
     options = {**SAVING, "dropout": 0.1, "eval_steps": 3, "save_steps": 4, "max_steps": 6}
     whole = trainer(tmp_path / "whole", **options)
@@ -248,7 +291,8 @@ def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
     without.train()
     late = trainer(tmp_path / "plain", **options)
     late.add_callback(ExponentialMovingAverageCallback())
-    with pytest.raises(ValueError, match="to resume was trained without ExponentialMovingAverageCallback"):
+    reason = r"was trained without ExponentialMovingAverageCallback, or saved without its optimizer \(save_only_model"
+    with pytest.raises(ValueError, match=reason):
         late.train(resume_from_checkpoint=True)
 
 
