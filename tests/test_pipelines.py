@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import log_softmax
 from transformers import (
     BartConfig,
@@ -220,6 +220,50 @@ def test_how_much_is_written_where_nobody_says(small: Text2TextPipeline) -> None
     assert records[0]["score"] == pytest.approx(3 * score(made, "abc", records[0]["generated_token_ids"].tolist()))
     greedy = made("abc", return_tensors=True, return_scores=True, max_new_tokens=3, length_penalty=0.0)[0]
     assert greedy["score"] == pytest.approx(3 * score(made, "abc", greedy["generated_token_ids"].tolist()), rel=1e-5)
+
+
+STOPS = ["j", "gm", "ll", "hh", "kf"]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("where", ["call", "config of the call", "config of the model"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_string_that_ends_a_row(name: str, where: str, beams: int) -> None:
+    """Wherever it is named; what follows it is padding, which is no token of the row and has no say in its score."""
+    model, words = family(name)
+    words.backend_tokenizer.decoder = decoders.Fuse()  # strings are searched without the spaces between letters
+    model.generation_config.eos_token_id = 2
+    settings: dict[str, Any] = {"max_new_tokens": 9, "num_beams": beams, "num_return_sequences": beams}
+    stops = {"stop_strings": STOPS, "tokenizer": words}
+    rows = [row for t in TEXTS for row in model.generate(**words(t, return_tensors="pt"), **stops, **settings)]
+    if where == "call":
+        settings["stop_strings"] = STOPS
+    elif where == "config of the call":
+        settings = {"generation_config": GenerationConfig(**settings, stop_strings=STOPS)}
+    else:
+        model.generation_config.update(stop_strings=STOPS)
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", batch_size=8)
+    found = made(TEXTS, return_tensors=True, return_scores=True, **settings)
+    records = [record for row in found for record in (row if isinstance(row, list) else [row])]
+    lengths = set()
+    for i, (row, record) in enumerate(zip(rows, records, strict=True)):
+        letters = words.convert_ids_to_tokens(row)
+        ends = [n for n in range(2, len(row)) if any(stop in "".join(letters[1:n]) for stop in STOPS)]
+        expected = row[: min(ends, default=len(row))].tolist()
+        assert record["generated_token_ids"].tolist() == expected
+        assert record["score"] == pytest.approx(score(made, TEXTS[i // beams], expected), rel=1e-5)
+        lengths.add(len(expected))
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_a_tokenizer_that_pads_on_the_left(name: str) -> None:
+    model, words = family(name)
+    words.padding_side = "left"
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", max_new_tokens=9)
+    found = [made(TEXTS, batch_size=size, return_tensors=True, return_scores=True) for size in (1, 8)]
+    torch.testing.assert_close(*[[row["score"] for row in rows] for rows in found])
+    assert words.padding_side == "left"
 
 
 def test_progress(small: Text2TextPipeline, capsys: pytest.CaptureFixture[str]) -> None:
