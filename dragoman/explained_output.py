@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .teacher_forcing import decoder_inputs
 from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
 
 
@@ -173,7 +174,7 @@ class WrittenOutput(ExplainedOutput):
             raise ValueError("The target is empty: there is nothing to explain.")
 
     def outputs(self, rows: int, **inputs: Any) -> Any:
-        ids = self.model.prepare_decoder_input_ids_from_labels(labels=self.labels).expand(rows, -1)
+        ids = decoder_inputs(self.model, self.labels).expand(rows, -1)
         return self.model(**inputs, decoder_input_ids=ids, use_cache=False, return_dict=True)
 
     def value(self, outputs: Any) -> Tensor:
