@@ -1,6 +1,7 @@
 """Averages of weights: over checkpoints against the mean in float64, over steps against the recursion, resuming."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 from dragoman.modeling.decoding_coverage import is_untouched
 from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
     Seq2SeqTrainer,
+    T5Config,
     TrainerCallback,
 )
 from typer.testing import CliRunner
@@ -136,6 +140,28 @@ def test_shards_counters_and_other_models(tmp_path: Path, monkeypatch: pytest.Mo
     assert average_checkpoints([tmp_path / f"counting-{i}" for i in range(3)]).count == 2
 
 
+@pytest.mark.parametrize("kind", [AutoModelForTextEncoding, AutoModel, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("family", ["dragoman", "t5"])
+def test_the_class_is_the_checkpoints(kind: Any, family: str, tmp_path: Path) -> None:
+    config = tiny() if family == "dragoman" else T5Config(vocab_size=37, d_model=8, d_kv=4, d_ff=8, num_layers=1)
+    for i in range(2):
+        torch.manual_seed(i)
+        kind.from_config(config).save_pretrained(tmp_path / str(i))
+    model = average_checkpoints([tmp_path / "0", tmp_path / "1"])
+    assert type(model) is type(kind.from_pretrained(tmp_path / "0"))
+    expected, found = mean([tmp_path / "0", tmp_path / "1"]), model.state_dict()
+    torch.testing.assert_close({name: found[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("named", [["DragomanForSpeech"], None])
+def test_a_class_that_nobody_knows(named: list[str] | None, tmp_path: Path) -> None:
+    build(tiny()).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"architectures": named}))
+    with pytest.raises(ValueError, match=rf"architectures={re.escape(repr(named))}, and no such class is known for"):
+        average_checkpoints([tmp_path])
+
+
 def test_half_precision_is_summed_in_float64(tmp_path: Path) -> None:
     model = build(tiny()).bfloat16()
     with torch.no_grad():
@@ -171,6 +197,8 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
         (run, {}, "Choose from the checkpoints in .*: last=10, or best=5"),
         (run, {"last": 2, "best": 2}, "Choose from"),
         (run, {"last": 0}, "last=0 must be a whole number above 0"),
+        (run, {"last": 2, "metric_for_best_model": "bleu"}, "metric_for_best_model='bleu', .*: pass best=2, or leave"),
+        (run, {"last": 2, "greater_is_better": True}, "greater_is_better=True choose the best, and last=2 the last"),
         (run, {"last": 5}, r"5 checkpoints wanted, but .* has 4 \(checkpoint-\*\): ask for fewer, or train with"),
         ([], {}, "the list of folders is empty"),
         ([run], {"last": 1}, "pass that instead of a list"),
