@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import log_softmax
+from torch.utils.data import IterableDataset
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -126,6 +127,16 @@ def score(pipe: Text2TextPipeline, text: str, ids: list[int]) -> float:
     return log_softmax(logits, -1).gather(2, target[:, 1:, None]).mean().item()
 
 
+class Counted(IterableDataset[str]):
+    """A stream that knows its length."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TEXTS)
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+
 def test_texts_streams_and_data_sets(pipe: Text2TextPipeline) -> None:
     """One text: a list of records. A list: a record a text. What streams: a list of records a text, in order."""
     options = {"max_new_tokens": 9}
@@ -146,6 +157,7 @@ def test_texts_streams_and_data_sets(pipe: Text2TextPipeline) -> None:
     streamed = pipe(KeyDataset(rows, "text"), **options)
     assert len(streamed) == len(TEXTS)
     assert list(streamed) == list(pipe(iter(TEXTS), **options)) == [[record] for record in records]
+    assert list(pipe(Counted(), **options)) == [[record] for record in records]
     assert next(pipe((text for text in TEXTS), num_beams=3, num_return_sequences=2, **options)) == pipe(
         TEXTS[0], num_beams=3, num_return_sequences=2, **options
     )
