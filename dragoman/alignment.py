@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .explained_output import evaluating
+from .surrogates import check_characters
 from .teacher_forcing import decoder_inputs
 from .word_spans import Units, check_offsets, offsets_of, offsets_of_written, spans_of
 
@@ -103,6 +104,7 @@ def align(
 
 
 def _side(tokenizer: Any, text: str, units: Units, *texts: str, **text_target: str) -> _Side:
+    check_characters(text)
     encoding = tokenizer(*texts, **text_target, return_offsets_mapping=True)
     side = _cut(encoding["input_ids"], text, offsets_of(encoding), units)
     if not side.units:

@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .sorted_batches import Records, Results, iter_rows, sorted_batches
+from .surrogates import check_characters
 from .target_languages import encode_for
 from .written_rows import sequence_scores, written_ends
 
@@ -165,7 +166,7 @@ class Text2TextPipeline(Pipeline):
             raise ValueError(f"unknown {', '.join(map(repr, sorted(surplus)))}; known: 'text', 'src_lang', 'tgt_lang'.")
         if not fields["text"].strip():
             raise ValueError(f"the text {fields['text']!r} is empty: leave such rows out.")
-        text = (getattr(self, "prefix", None) or "" if prefix is None else prefix) + fields["text"]
+        text = (getattr(self, "prefix", None) or "" if prefix is None else prefix) + check_characters(fields["text"])
         languages = fields.get("src_lang", src_lang), fields.get("tgt_lang", tgt_lang)
         limits = {"config.max_position_embeddings": self._positions}
         limits["tokenizer.model_max_length"] = self.tokenizer.model_max_length

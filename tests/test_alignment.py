@@ -172,6 +172,11 @@ def test_errors_name_the_remedy(tokenizer: DragomanTokenizer) -> None:
         align(model, tokenizer, SOURCES, TARGETS[:1])
     with pytest.raises(ValueError, match="no words"):
         align(model, tokenizer, SOURCES[0], " ")
+    for pair in (("a \ud800", "b"), ("a", "b \ud800")):
+        with pytest.raises(ValueError, match=r"holds U\+D800 at position 2, .*errors=\"replace\""):
+            align(model, tokenizer, *pair)
+        with pytest.raises(ValueError, match=r"holds U\+D800 at position 2"):
+            attribute(model, tokenizer, *pair)
     with pytest.raises(ValueError, match="units must be"):
         align(model, tokenizer, SOURCES[0], TARGETS[0], units="letters")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"attention='none' has none.*attention='dot'"):

@@ -297,6 +297,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (b"ab", {}, TypeError, r"of type bytes"),
     (["a", None], {}, TypeError, r"Input 1: None is no text, and no dict with a 'text'"),
     ([["a"]], {}, TypeError, r"Input 0: \['a'\] is no text"),
+    (["a", "b\ud83d"], {}, ValueError, r"Input 1: the text holds U\+D83D at position 1, .*errors=\"replace\""),
     ({"text": "a", "lang": "de"}, {}, ValueError, r"Input 0: unknown 'lang'; known: 'text', 'src_lang', 'tgt_lang'"),
     ("a", {"tgt_lang": ["de", "fr"]}, TypeError, r"tgt_lang=\['de', 'fr'\] must be one language; for one a row, pass"),
     ("a", {"tgt_lang": "de"}, ValueError, r"tgt_lang='de': DragomanTokenizer has no languages"),
