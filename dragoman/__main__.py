@@ -148,7 +148,8 @@ def explain(
 ) -> None:
     """Which words of a text made the model say that: colours the text by what each word added.
 
-    Exit status 1: there is no such checkpoint, class or method, and the message says what there is.
+    Exit status 1: there is no such checkpoint, class or method, and the message says what there is; or no folder for
+    the page.
     """
     from transformers.utils import logging
 
@@ -159,6 +160,8 @@ def explain(
     logging.disable_progress_bar()
     try:
         attribution = find_words(checkpoint, text, target, method=method, units=units)
+        if html is not None:
+            html.write_text(to_html(attribution), "utf-8")
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
@@ -169,7 +172,6 @@ def explain(
     for word in attribution.ranked()[:5]:
         console.print(f"{word.score:+.3f}  {escape(word.text)}")
     if html is not None:
-        html.write_text(to_html(attribution), "utf-8")
         console.print(f"Written: {escape(str(html))}")
 
 

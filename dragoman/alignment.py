@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .explained_output import evaluating
+from .surrogates import check_characters
+from .teacher_forcing import decoder_inputs
 from .word_spans import Units, check_offsets, offsets_of, offsets_of_written, spans_of
 
 Link = tuple[int, int]  # source, target
@@ -87,6 +89,8 @@ def align(
     targets = [target] if isinstance(target, str) else target
     if targets is not None and len(targets) != len(sources):
         raise ValueError(f"{len(sources)} sources and {len(targets)} targets: give one target a source, or none.")
+    if not sources:
+        return []
     with evaluating(model), torch.no_grad():
         from_texts = [_side(tokenizer, text, units, text) for text in sources]
         inputs = _batch([side.ids for side in from_texts], model, tokenizer)
@@ -100,6 +104,7 @@ def align(
 
 
 def _side(tokenizer: Any, text: str, units: Units, *texts: str, **text_target: str) -> _Side:
+    check_characters(text)
     encoding = tokenizer(*texts, **text_target, return_offsets_mapping=True)
     side = _cut(encoding["input_ids"], text, offsets_of(encoding), units)
     if not side.units:
@@ -137,7 +142,7 @@ def _cross_attention(
 ) -> Tensor:
     """(B, T, S) of teacher forcing."""
     labels = pad_sequence(written, batch_first=True, padding_value=-100).to(model.device)
-    ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    ids = decoder_inputs(model, labels)
     outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True, use_cache=False, return_dict=True)
     if not outputs.cross_attentions or outputs.cross_attentions[0] is None:
         raise ValueError(

@@ -30,7 +30,8 @@ class ScoredWord(NamedTuple):
 class Attribution:
     """Scores of tokens (S,), special ones among them, and of words; above 0 speaks for the target.
 
-    Scores of attention methods are parts of 1 and never below 0: they do not tell for from against.
+    Scores of attention methods are never below 0: they do not tell for from against. They are parts of 1, but for
+    attention_flow's, whose ways overlap: their sum may be more.
     """
 
     text: str

@@ -9,12 +9,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     TrainerState,
 )
+from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import sort_checkpoints
 
 from .modeling.checkpoint_files import check_files, shard_names
@@ -76,6 +75,11 @@ def select_checkpoints(
         return [Path(folder) for folder in folders]
     if (last is None) == (best is None):
         raise ValueError(f"Choose from the checkpoints in {folders}: last=10, or best=5.")
+    if best is None and (metric_for_best_model is not None or greater_is_better is not None):
+        raise ValueError(
+            f"metric_for_best_model={metric_for_best_model!r}, greater_is_better={greater_is_better!r} choose the "
+            f"best, and last={last} the last: pass best={last}, or leave them out."
+        )
     count = last if best is None else best
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"{'last' if best is None else 'best'}={count!r} must be a whole number above 0.")
@@ -156,10 +160,19 @@ def read_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
-    classifies = architectures[0].endswith("ForSequenceClassification")
-    auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForSeq2SeqLM
-    return auto.from_pretrained(folder)
+    """As the class that saved it, of those that transformers, or dragoman by it, has for its configuration."""
+    config = AutoConfig.from_pretrained(folder)
+    name = (config.architectures or [None])[0]
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None) or {}
+        kinds = mapping.get(type(config), ())
+        for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+            if kind.__name__ == name:
+                return kind.from_pretrained(folder)
+    raise ValueError(
+        f"{folder / 'config.json'} has architectures={config.architectures!r}, and no such class is known for "
+        f"{config.model_type!r}: write there the class that the weights are of, such as T5ForConditionalGeneration."
+    )
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .surrogates import check_characters
+from .teacher_forcing import decoder_inputs
 from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
 
 
@@ -34,7 +36,7 @@ class ExplainedOutput(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, text: str, units: Units) -> None:
         check_offsets(tokenizer)
-        encoding = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        encoding = tokenizer(check_characters(text), return_tensors="pt", return_offsets_mapping=True)
         self.model, self.tokenizer, self.text = model, tokenizer, text
         self.input_ids: Tensor = encoding["input_ids"].to(model.device)  # (1, S)
         self.tokens: list[str] = encoding.tokens()
@@ -164,7 +166,7 @@ class WrittenOutput(ExplainedOutput):
             ]  # after the start token
             self.target = tokenizer.decode(written[0], skip_special_tokens=True)
         elif isinstance(target, str):
-            written = tokenizer(text_target=target, return_tensors="pt")["input_ids"].to(model.device)
+            written = tokenizer(text_target=check_characters(target), return_tensors="pt")["input_ids"].to(model.device)
             self.target = target
         else:
             raise TypeError(f"The target of a model that writes is a text, not {target!r}.")
@@ -173,7 +175,7 @@ class WrittenOutput(ExplainedOutput):
             raise ValueError("The target is empty: there is nothing to explain.")
 
     def outputs(self, rows: int, **inputs: Any) -> Any:
-        ids = self.model.prepare_decoder_input_ids_from_labels(labels=self.labels).expand(rows, -1)
+        ids = decoder_inputs(self.model, self.labels).expand(rows, -1)
         return self.model(**inputs, decoder_input_ids=ids, use_cache=False, return_dict=True)
 
     def value(self, outputs: Any) -> Tensor:

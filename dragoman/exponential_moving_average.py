@@ -1,10 +1,11 @@
 """A moving average of the weights, kept while they train."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
@@ -15,8 +16,10 @@ class ExponentialMovingAverageCallback(TrainerCallback):
     """Keeps ``s ← d·s + (1 − d)·w`` over the steps of any Trainer, and ends with the model's weights being s.
 
     d is ``min(decay, (1 + t) / (10 + t))`` at step t, so that the beginning is soon forgotten. Evaluation while
-    training is of s; training, and the weights in its checkpoints, stay what they were without it. s is kept in the
-    state of the optimizer, so that ``resume_from_checkpoint`` goes on exactly; it takes the memory of the weights once.
+    training is of s, however many sets it has: ``model.eval()`` gives the model s, ``model.train()``, the end of an
+    evaluation and saving take it back. Training, and the weights in its checkpoints, stay what they were without it. s
+    is kept in the state of the optimizer, so that ``resume_from_checkpoint`` goes on exactly; it takes the memory of
+    the weights once.
 
     After Polyak and Juditsky, 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 
@@ -30,25 +33,29 @@ class ExponentialMovingAverageCallback(TrainerCallback):
             raise ValueError(f"decay={decay!r} must be between 0 and 1, such as 0.999.")
         self.decay = decay
         self._swapped = False
+        self._unfollow: list[Callable[[], Any]] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         if args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end=True would end with the weights of a checkpoint, not with their average: leave "
                 "it out."
             )
         if state.global_step and not any(KEY in kept for _, kept in self._trained(optimizer)):
-            raise ValueError("The checkpoint to resume was trained without ExponentialMovingAverageCallback.")
+            raise ValueError(
+                "The checkpoint to resume was trained without ExponentialMovingAverageCallback, or saved without its "
+                "optimizer (save_only_model=True), which holds the average: resume one that has optimizer.pt, or leave "
+                "the callback out."
+            )
         for parameter, _kept in self._trained(optimizer):
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
                     f"weights in {parameter.dtype} cannot hold the small changes of a moving average: load the "
                     "model in dtype=torch.float32, and train with bf16=True."
                 )
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        if self._swapped:  # an evaluation that was announced and did not come
-            self._swap(optimizer)
+        self._follow(model, optimizer)
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -64,22 +71,38 @@ class ExponentialMovingAverageCallback(TrainerCallback):
         if averages:
             get_ema_multi_avg_fn(decay)(averages, weights, 0)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        if control.should_evaluate:
-            self._swap(optimizer)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        if control.should_evaluate and not self._swapped:
-            self._swap(optimizer)
-
     def on_evaluate(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        if self._swapped:
-            self._swap(optimizer)
+        self._show(False, optimizer)
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, optimizer: Any = None, **_: Any) -> None:
+        self._show(False, optimizer)
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        if not self._swapped:
-            self._swap(optimizer)
+        self._stop_following()
+        self._show(True, optimizer)
         self._swapped = False
+
+    def _follow(self, model: nn.Module, optimizer: Any) -> None:
+        """The model's mode, which evaluations of any kind set first; no hook on forward, which compilers pass over."""
+        self._stop_following()  # of a training that was broken off
+        self._swapped = False
+
+        def train(module: nn.Module, mode: bool = True) -> nn.Module:
+            if module is model:  # else a copy
+                self._show(not mode, optimizer)
+            return type(module).train(module, mode)
+
+        model.train = MethodType(train, model)  # type: ignore[method-assign]
+        hook = model.register_state_dict_pre_hook(lambda *_: self._show(False, optimizer))
+        self._unfollow = [hook.remove, lambda: delattr(model, "train")]
+
+    def _stop_following(self) -> None:
+        while self._unfollow:
+            self._unfollow.pop()()
+
+    def _show(self, average: bool, optimizer: Any) -> None:
+        if average != self._swapped:
+            self._swap(optimizer)
 
     @torch.no_grad()
     def _swap(self, optimizer: Any) -> None:

@@ -15,7 +15,7 @@ def read_lengths(dataset: Any) -> tuple[list[int], list[int]]:
     mappings, every example is read once.
 
     Raises:
-        ValueError: for a data set without a length, or examples that lack one of both.
+        ValueError: for a data set without a length, or examples that lack one of both, or have a class for labels.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -34,8 +34,11 @@ def _has_columns(dataset: Any) -> bool:
 
 def _measure_columns(dataset: Any) -> Iterator[tuple[int, int]]:
     for table in dataset.select_columns(list(SIDES)).with_format("arrow").iter(batch_size=10_000):
-        columns = [table.column(name).combine_chunks().value_lengths().to_pylist() for name in SIDES]
-        yield from zip(*columns, strict=True)
+        columns = [table.column(name).combine_chunks() for name in SIDES]
+        for name, column in zip(SIDES, columns, strict=True):
+            if not hasattr(column, "value_lengths"):
+                raise _no_tokens(name, column.type)
+        yield from zip(*(column.value_lengths().to_pylist() for column in columns), strict=True)
 
 
 def _measure_examples(dataset: Any) -> Iterator[tuple[int, int]]:
@@ -47,4 +50,14 @@ def _measure_examples(dataset: Any) -> Iterator[tuple[int, int]]:
                 f"tokens_per_batch needs input_ids and labels in every example: number {i} has no {missing[0]}, but "
                 f"{', '.join(map(str, example))}. Tokenize first: tokenizer(source, text_target=target)."
             )
+        for name in SIDES:
+            if not hasattr(example[name], "__len__") or getattr(example[name], "shape", None) == ():
+                raise _no_tokens(name, repr(example[name]))
         yield len(example["input_ids"]), len(example["labels"])
+
+
+def _no_tokens(name: str, found: Any) -> ValueError:
+    return ValueError(
+        f"{name} must be a list of tokens in every row, not {found}: tokens_per_batch is for models that write; for a "
+        "classifier leave it out."
+    )

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .sorted_batches import Records, Results, iter_rows, sorted_batches
+from .surrogates import check_characters
 from .target_languages import encode_for
+from .written_rows import sequence_scores, written_ends
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
@@ -166,7 +166,7 @@ class Text2TextPipeline(Pipeline):
             raise ValueError(f"unknown {', '.join(map(repr, sorted(surplus)))}; known: 'text', 'src_lang', 'tgt_lang'.")
         if not fields["text"].strip():
             raise ValueError(f"the text {fields['text']!r} is empty: leave such rows out.")
-        text = (getattr(self, "prefix", None) or "" if prefix is None else prefix) + fields["text"]
+        text = (getattr(self, "prefix", None) or "" if prefix is None else prefix) + check_characters(fields["text"])
         languages = fields.get("src_lang", src_lang), fields.get("tgt_lang", tgt_lang)
         limits = {"config.max_position_embeddings": self._positions}
         limits["tokenizer.model_max_length"] = self.tokenizer.model_max_length
@@ -186,18 +186,21 @@ class Text2TextPipeline(Pipeline):
     def _collate(self, rows: list[Encoded]) -> Encoded:
         forced = {row.get("forced_bos_token_id") for row in rows}  # one
         ids = [{name: row[name] for name in row if name != "forced_bos_token_id"} for row in rows]
-        return {**self.tokenizer.pad(ids, return_tensors="pt"), "forced_bos_token_id": forced.pop()}
+        # On the left it would move the positions that many models count from there.
+        padded = self.tokenizer.pad(ids, padding_side="right", return_tensors="pt")
+        return {**padded, "forced_bos_token_id": forced.pop()}
 
     def _forward(self, model_inputs: Encoded, return_scores: bool = False, **generate_kwargs: Any) -> list[Encoded]:  # type: ignore[override]
         inputs = dict(model_inputs)
         forced = inputs.pop("forced_bos_token_id")
         overrides = {} if forced is None else {"forced_bos_token_id": forced}
         overrides |= {"return_dict_in_generate": True, "output_scores": return_scores}
-        if "stop_strings" in generate_kwargs:
-            inputs["tokenizer"] = self.tokenizer
         options = self._prepare_generate_kwargs(generate_kwargs, **overrides)
+        strings = self._option(options, "stop_strings", None)
+        if strings:
+            inputs["tokenizer"] = self.tokenizer
         output = self.model.generate(**inputs, **options)
-        ended = torch.isin(output.sequences[:, 1:], self._option(options, "eos_token_id", []))  # (B * N, T)
+        ended = written_ends(output.sequences, self._option(options, "eos_token_id", []), strings, self.tokenizer)
         results = {"ids": output.sequences, "length": 2 + (ended.cumsum(1) == 0)[:, :-1].sum(1)}  # to the first end
         if return_scores:
             penalty = self._option(options, "length_penalty", 1.0)
@@ -205,12 +208,11 @@ class Text2TextPipeline(Pipeline):
         rows = len(inputs["input_ids"])
         return [{name: value.unflatten(0, (rows, -1))[i] for name, value in results.items()} for i in range(rows)]
 
-    def _option(self, options: dict[str, Any], name: str, default: Any) -> Tensor:
+    def _option(self, options: dict[str, Any], name: str, default: Any) -> Any:
         """Of the call, its ``generation_config``, or the model's."""
         places = (options.get("generation_config"), self.model.generation_config)
         values = [options.get(name), *(getattr(place, name, None) for place in places)]
-        value = next((value for value in values if value is not None), default)
-        return torch.as_tensor(value, device=self.model.device)
+        return next((value for value in values if value is not None), default)
 
     def postprocess(  # type: ignore[override]
         self, output: Encoded, return_tensors: bool = False, clean_up_tokenization_spaces: bool | None = None
@@ -230,15 +232,6 @@ class Text2TextPipeline(Pipeline):
 
 def said(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def sequence_scores(model: Any, output: Any, lengths: Tensor, length_penalty: Tensor) -> Tensor:
-    """``Σ log p(token) / length^length_penalty`` of each sequence (B * N,), as beam search has it."""
-    if getattr(output, "sequences_scores", None) is not None:
-        return output.sequences_scores
-    logs = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)  # (B * N, T)
-    after_end = torch.arange(logs.shape[1], device=logs.device) >= lengths[:, None]
-    return logs.masked_fill(after_end, 0.0).sum(1) / lengths**length_penalty
 
 
 def register_pipelines() -> None:

@@ -53,7 +53,8 @@ def draw_attention(alignment: Alignment, vmax: float = 1.0) -> Figure:
     figure = _figure(len(alignment.source), len(alignment.target))
     axes = figure.subplots()
     image = _heatmap(axes, alignment.weights, alignment.source, alignment.target, vmax)
-    axes.plot(*zip(*sorted(alignment.links), strict=True), "o", mfc="none", mec="tab:orange")
+    if alignment.links:  # else matplotlib would ring (0, 0)
+        axes.plot(*zip(*sorted(alignment.links), strict=True), "o", mfc="none", mec="tab:orange")
     figure.colorbar(image, ax=axes, label="attention weight")
     return figure
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import groupby
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 Records = list[dict[str, Any]]
 
 
@@ -24,7 +26,8 @@ class Results(Iterator[Records]):
 
 def iter_rows(inputs: Iterable[Any]) -> Iterator[Any]:
     """Of a map-style data set too, which need not end by IndexError."""
-    if isinstance(inputs, Sized) and hasattr(inputs, "__getitem__"):
+    streams = isinstance(inputs, IterableDataset)  # which inherit a __getitem__ that raises
+    if isinstance(inputs, Sized) and hasattr(inputs, "__getitem__") and not streams:
         return (inputs[i] for i in range(len(inputs)))
     return iter(inputs)
 

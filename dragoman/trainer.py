@@ -44,6 +44,7 @@ class DragomanTrainer(Seq2SeqTrainer):
     _examples_per_batch: float | None = None  # the mean of what the budget makes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._likelihood = []
         super().__init__(*args, **kwargs)
         given: Any = self.args
         if getattr(given, "max_minutes", None) is not None:

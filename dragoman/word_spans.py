@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-# Letters (a word may hold apostrophes), signs, and the scripts that write no spaces, a word a character.
-_WORD = re.compile("C|L+(?:'L+)*|[S']+")
+# Letters (a word may hold apostrophes), signs, and the scripts that write no spaces, a word a character; each with the
+# variation selectors (V) that follow it.
+_WORD = re.compile("CV*|L[LV]*(?:'[LV]+)*|[S'V]+")
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA")
 
 
@@ -88,11 +89,27 @@ def offsets_of(encoding: Any) -> list[tuple[int, int]]:
 
 
 def offsets_of_written(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The text that ``ids`` stand for, and where each of them put its part; special tokens put nothing."""
-    ends = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))]
+    """The text that ``ids`` stand for, and where each of them put its part; special tokens put nothing.
+
+    Tokens that make one character together, as bytes do, all have that character.
+    """
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    starts = [0, *ends[:-1]]
-    return text, [(min(start, end), end) for start, end in zip(starts, ends, strict=True)]
+    # How far the text is written after each token: half a character decodes to something else, of any length.
+    written = [tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids))]
+    ends = [_alike(text, prefix) for prefix in written]
+    special, start = set(tokenizer.all_special_ids), 0
+    offsets: list[tuple[int, int]] = []
+    for i, token in enumerate(ids):
+        end = start if token in special else next((end for end in ends[i:] if end > start), start)
+        offsets.append((start, end))
+        start = max(start, ends[i])
+    return text, offsets
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _kind(character: str) -> str:
@@ -102,4 +119,7 @@ def _kind(character: str) -> str:
         return "'"
     if unicodedata.category(character)[0] not in "LMN":
         return "S"
-    return "C" if unicodedata.name(character, "").startswith(_UNSPACED) else "L"
+    name = unicodedata.name(character, "")
+    if name.startswith("VARIATION SELECTOR"):
+        return "V"
+    return "C" if name.startswith(_UNSPACED) else "L"

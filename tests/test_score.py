@@ -73,6 +73,8 @@ def test_files(script: ModuleType, tmp_path: Path) -> None:
     assert script.read_test("classification", tmp_path / "sst", None).sources == ["one long string .", "good"]
     test = script.read_test("classification", tmp_path / "senti", None)
     assert (test.sources, test.references) == (["好 酒店"], [["1"]])
+    (tmp_path / "senti").write_text("labels\ttext\n1\t好 酒店\n")
+    assert script.read_test("classification", tmp_path / "senti", None).sources == ["好 酒店"]
 
 
 BAD: list[tuple[str, str, str | None, str]] = [
@@ -80,6 +82,7 @@ BAD: list[tuple[str, str, str | None, str]] = [
     ("transliteration", "a\tb\nc\t \n", None, "test:2: expected two columns"),
     ("bleu", "a\n", "b\nc\n", "they are not parallel"),
     ("bleu", "", "b\n", "test: the file is empty"),
+    ("classification", "label\ttext\n", None, "test: the file is empty but for its header"),
     ("g2p", "A\tAH\n", "b\n", "--references is for bleu"),
 ]
 
@@ -177,6 +180,22 @@ def test_what_is_not_scored_together(script: ModuleType, tmp_path: Path, capsys:
         with pytest.raises(typer.Exit):
             script.main(tmp_path / "abcdefgh", script.Task(task), test, others=others)
         assert message in capsys.readouterr().err
+
+
+def test_what_is_written_counts_too(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With two vocabularies, get_vocab() is the source's."""
+    for name in ("xyz", "xyw"):
+        words = dragoman.DragomanTokenizer.train(
+            ["abc"], [name], algorithm="char", byte_fallback=False, vocab_size=40, share_vocabulary=False
+        )
+        sizes = tiny(vocab_size=words.source_vocab_size, tie_word_embeddings=False)
+        build(dragoman.DragomanConfig.from_tokenizer(words, preset=sizes)).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    (tmp_path / "test").write_text("abc\tx\n")
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path / "xyz", script.Task("g2p"), tmp_path / "test", others=[tmp_path / "xyw"])
+    assert "have different vocabularies" in capsys.readouterr().err
+    script.main(tmp_path / "xyz", script.Task("g2p"), tmp_path / "test", others=[tmp_path / "xyz"], max_new_tokens=4)
 
 
 def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:

@@ -232,3 +232,8 @@ def test_data_sets_without_lengths() -> None:
     for rows in ([{"input_ids": [1], "target": "a"}], Dataset.from_dict({"input_ids": [[1]], "target": ["a"]})):
         with pytest.raises(ValueError, match=r"number 0 has no labels, but input_ids, target\. Tokenize first"):
             read_lengths(rows)
+    classes = {"input_ids": [[1, 2], [3]], "labels": [1, 0]}
+    singly = [{"input_ids": [1, 2], "labels": label} for label in (1, torch.tensor(1), np.int64(1))]
+    for rows in (Dataset.from_dict(classes), *([row] for row in singly)):
+        with pytest.raises(ValueError, match=r"labels must be a list of tokens in every row, not .* leave it out"):
+            read_lengths(rows)

@@ -52,6 +52,9 @@ def test_evaluation_gives_metrics_their_logits(tokenizer: DragomanTokenizer, tmp
 
     common = {"trainer_class": DragomanTrainer, "per_device_eval_batch_size": 4}
     run = trainer(tokenizer, tmp_path, model, compute_metrics=metrics, **common)
+    batch = run.data_collator(rows(tokenizer, 11))
+    alone = run.prediction_step(model.eval(), batch, prediction_loss_only=True)  # before any evaluation
+    assert alone[0].item() == pytest.approx(likelihood(model, tokenizer), rel=1e-5)
     found = run.evaluate()
     assert found["eval_one"] == 1.0
     assert found["eval_loss"] == pytest.approx(likelihood(model, tokenizer), rel=1e-6)

@@ -15,8 +15,7 @@ Tasks and their files, each compressed or not:
 - `classification`: `label text` or `label<TAB>text` a line; a first line `label...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
-score<TAB>text`) in `--output-dir`. `--with` scores what several checkpoints write together. Needs
-`pip install dragoman[examples]`.
+score<TAB>text`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
 """
 
 import gzip
@@ -90,8 +89,10 @@ def read_test(task: Task, path: Path, references: Path | None) -> Test:
         return Test(sources, [[target] for target in targets])
     if task == Task.CLASSIFICATION:
         pairs = read_pairs(path, None)
-        if pairs[0][0] == "label":
+        if pairs[0][0] in ("label", "labels"):
             del pairs[0]
+        if not pairs:
+            fail(f"{path}: the file is empty but for its header.")
         return Test([text for _, text in pairs], [[label] for label, _ in pairs])
     if task == Task.G2P:
         words: dict[str, list[str]] = {}
@@ -148,6 +149,14 @@ class EnsemblePipeline(Text2TextPipeline):
         return super()._forward(model_inputs, logits_processor=LogitsProcessorList([together]), **options)
 
 
+def vocabularies(checkpoint: Path) -> tuple[Any, Any]:
+    """Of what it reads, and of what it writes."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    read = tokenizer.get_vocab()
+    tokenizer._switch_to_target_mode()
+    return read, tokenizer.get_vocab()
+
+
 def generate(
     checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any]
 ) -> list[list[tuple[str, float]]]:
@@ -157,7 +166,7 @@ def generate(
         "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
     )
     for other in others:
-        if AutoTokenizer.from_pretrained(other).get_vocab() != pipe.tokenizer.get_vocab():
+        if vocabularies(other) != vocabularies(checkpoint):
             fail(f"{checkpoint} and {other} have different vocabularies: they cannot write together.")
     pipe.others = [AutoModelForSeq2SeqLM.from_pretrained(other).to(pipe.device) for other in others]
     found = pipe(sources)
@@ -171,10 +180,6 @@ def classify(checkpoint: Path, sources: list[str], batch_size: int) -> list[list
     plain = all(name == f"LABEL_{index}" for name, index in names.items())  # nobody named them: the file has numbers
     rows = pipe(sources, truncation=True)
     return [[(names[r["label"]] if plain else r["label"], r["score"]) for r in row] for row in rows]
-
-
-def weights_sha256(checkpoint: Path) -> str:
-    return sha256(sorted(checkpoint.glob("*.safetensors")))
 
 
 def sha256(paths: Iterable[Path]) -> str:
@@ -201,9 +206,7 @@ def main(
     length_penalty: float = 1.0,
     max_new_tokens: int = 128,
     batch_size: int = 64,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Default: in the checkpoint's folder, by task and file.")
-    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Default: the checkpoint's folder, by task and file.")] = None,
 ) -> None:
     """Score a checkpoint on a test file, and write down all that it answered."""
     others = others or []
@@ -221,16 +224,17 @@ def main(
         rows = generate(checkpoint, others, test.sources, options)
     scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
     data = [testfile] if references is None else [testfile, references]
+    sums = [sha256(sorted(folder.glob("*.safetensors"))) for folder in (checkpoint, *others)]
     result = scores | {
         "task": str(task),
         "rows": len(rows),
         "options": options,
-        "weights_sha256": weights_sha256(checkpoint),
+        "weights_sha256": sums[0],
         "data_sha256": sha256(data),
         "versions": {m.__name__: m.__version__ for m in (dragoman, transformers, torch)},
     }
     if others:
-        result["with"] = [{"checkpoint": str(path), "weights_sha256": weights_sha256(path)} for path in others]
+        result["with"] = [{"checkpoint": str(p), "weights_sha256": s} for p, s in zip(others, sums[1:], strict=True)]
     output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{'-ensemble' if others else ''}"
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
