@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
+from .modeling.encoder_decoder_generation import of_what_is_written
+
 
 def written_ends(
     sequences: Tensor, end_tokens: int | Sequence[int], strings: str | list[str] | None, tokenizer: Any
@@ -15,7 +17,7 @@ def written_ends(
     ended = torch.isin(sequences[:, 1:], torch.as_tensor(end_tokens, device=sequences.device))
     if not strings:
         return ended
-    has_string: Any = StopStringCriteria(tokenizer, strings)  # as generate() asks after every token
+    has_string: Any = StopStringCriteria(of_what_is_written(tokenizer), strings)  # as generate() asks after every token
     return ended | torch.stack([has_string(sequences[:, :n], None) for n in range(2, sequences.shape[1] + 1)], dim=1)
 
 

@@ -13,6 +13,14 @@ from .padding import mask_of_left_padding, mask_of_padding
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")  # arguments of generate() that its loops hand on to the model
 
 
+def of_what_is_written(tokenizer: Any) -> Any:
+    """The tokenizer, or where source and target have a vocabulary each, a copy whose own one is the target's."""
+    if getattr(tokenizer, "separate_vocabularies", False):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer._switch_to_target_mode()  # a hook of every tokenizer of transformers
+    return tokenizer
+
+
 class EncoderDecoderGenerationMixin(GenerationMixin):
     """Four things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
     enlarge them in place); padding is masked even where no mask was given; ``stop_strings`` are looked for in the
@@ -47,12 +55,11 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
                 begins = int(mask.any(0).long().argmax())  # columns that are padding in every row say nothing
                 kwargs["decoder_input_ids"] = prefix[:, begins:]
                 kwargs["decoder_attention_mask"] = mask[:, begins:]
-        if getattr(kwargs.get("tokenizer"), "separate_vocabularies", False):
-            kwargs["tokenizer"] = copy.deepcopy(kwargs["tokenizer"])
-            kwargs["tokenizer"]._switch_to_target_mode()  # a hook of every tokenizer of transformers
+        if kwargs.get("tokenizer") is not None:
+            kwargs["tokenizer"] = of_what_is_written(kwargs["tokenizer"])
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         for name in TOKENIZERS:
             kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]

@@ -8,6 +8,7 @@ import torch
 from dragoman.modeling import generation_dragoman
 from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
+from transformers import pipeline
 from transformers.cache_utils import EncoderDecoderCache, StaticCache
 
 from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
@@ -185,7 +186,8 @@ def test_stop_strings(kind: str, shared: bool, mode: dict[str, Any], monkeypatch
     decide = generation_dragoman.is_covered
     monkeypatch.setattr(generation_dragoman, "is_covered", lambda *args: covered.append(decide(*args)) or covered[-1])
     chosen = {"max_new_tokens": LENGTH, "no_repeat_ngram_size": 1, "suppress_tokens": [0, 1, 2, 3], **mode}
-    for source in inputs["input_ids"]:
+    made = pipeline("dragoman-text2text", model=model, tokenizer=tokenizer, device="cpu")
+    for text, source in zip(texts, inputs["input_ids"], strict=True):
         torch.manual_seed(0)
         written = tokenizer.decode(model.generate(source[None], **chosen)[0], skip_special_tokens=True)
         assert len(written) == LENGTH
@@ -196,7 +198,10 @@ def test_stop_strings(kind: str, shared: bool, mode: dict[str, Any], monkeypatch
             assert stopped.find(written[4:6]) in (-1, len(stopped) - 2)
         else:
             assert stopped == written[:6]
-    assert covered == [True] * 4 or kind == "recurrent"
+        torch.manual_seed(0)
+        (record,) = made([text], **chosen, stop_strings=[written[4:6]], return_tensors=True)
+        assert record["generated_token_ids"].tolist() == ids.tolist()
+    assert covered == [True] * 6 or kind == "recurrent"
 
 
 def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
