@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import HfArgumentParser
 
+import sentiment
 from support import ROOT
 
 RECIPES = ROOT / "examples" / "recipes"
@@ -157,3 +159,11 @@ def test_commands_on_the_page_name_recipes() -> None:
     page = (RECIPES / "README.md").read_text("utf-8")
     commands = [shlex.split(line)[2] for line in re.findall(r"^python examples/recipes/run\.py .*", page, re.M)]
     assert sorted(commands) == sorted(path.parent.name for path in RECIPES.glob("*/recipe.json"))
+    ablated = [shlex.split(line)[2] for line in re.findall(r"^python examples/recipes/ablate\.py .*", page, re.M)]
+    assert ablated == sorted(path.parent.name for path in RECIPES.glob("*/ablation.json"))
+    folders = set()
+    for line in re.findall(r"^python examples/sentiment\.py .*", page, re.M):
+        (arguments,) = HfArgumentParser(sentiment.Arguments).parse_args_into_dataclasses(shlex.split(line)[2:])
+        assert arguments.seeds == [0, 1, 2]
+        folders.add(arguments.output_dir.name)
+    assert folders == {path.stem.partition("-")[0] for path in (RECIPES / "sentiment").glob("*.json")}

@@ -62,7 +62,7 @@ def classification() -> str:
         "| texts | to learn from, to measure on | accuracy | macro F1 | minutes of processor a seed | date |",
         "|---|---|---|---|--:|---|",
     ]
-    for path in sorted((HERE / "sentiment").glob("*.json")):
+    for path in sorted((HERE / "sentiment").glob("*.json"), key=lambda path: path.stem):
         result = json.loads(path.read_text("utf-8"))
         unlike = ", ".join(f"{name} {value}" for name, value in result["unlike"].items())
         name = f"{path.stem.partition('-')[0]}{f', {unlike}' if unlike else ''}"
