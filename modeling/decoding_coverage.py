@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from .attention import Attention
 from .decoder import Decoder, DecoderLayer
+from .dropout import Dropout
 from .encoder_decoder_generation import TOKENIZERS
 from .feed_forward import FeedForward
 from .position_biases import AlibiBias, RelativeBias
@@ -71,7 +72,8 @@ def is_untouched(model: Any) -> bool:
     """Whether all is ours down to the parts that the step calls, nothing drops out, and nobody listens in between."""
     base, head = model.base_model, model.get_output_embeddings()
     known = all(getattr(model, name).__qualname__ == ours for name, ours in KNOWN.items())
-    if not known or base.forward.__qualname__ != "DragomanModel.forward" or model.config._attn_implementation != "sdpa":
+    known = known and base.forward.__qualname__ == "DragomanModel.forward"
+    if not known or model.training or model.config._attn_implementation != "sdpa":
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
@@ -83,7 +85,8 @@ def is_untouched(model: Any) -> bool:
 
 
 def is_intercepted(module: nn.Module) -> bool:
-    """Training, hooks, a forward of its own (as offloading gives it), or a compiled one."""
+    """Hooks, a forward of its own (as offloading gives it), or a compiled one; or dropout that the step leaves out."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     own = "forward" in module.__dict__ or module._compiled_call_impl is not None
-    return bool(module.training or hooks or own)
+    drops = module.training and isinstance(module, (*REARRANGED, Dropout))
+    return bool(hooks or own or drops)
