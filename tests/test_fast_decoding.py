@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import peft
 import pytest
 import torch
 from dragoman.modeling import decoding_step, few_row_linears, generation_dragoman
@@ -415,6 +414,12 @@ class Steered(Model):
         return inputs | {"decoder_input_ids": inputs["decoder_input_ids"].flip(0)}
 
 
+class Forgetful(Model):
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = super()._update_model_kwargs_for_generation(*args, **kwargs)
+        return arguments | {"attention_mask": torch.ones_like(arguments["attention_mask"])}
+
+
 class OtherHead(Model):
     def apply_head(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().apply_head(*args, **kwargs)
@@ -449,6 +454,7 @@ FALLS_BACK: dict[str, Any] = {
     "training": lambda model, _: model.train(),
     "a subclass": lambda model, _: setattr(model, "__class__", Subclass),
     "a subclass with inputs of its own": lambda model, _: setattr(model, "__class__", Steered),
+    "a subclass that updates its own way": lambda model, _: setattr(model, "__class__", Forgetful),
     "a subclass with a head of its own": lambda model, _: setattr(model, "__class__", OtherHead),
     "dropout that was left on": lambda model, _: model.model.decoder.layers[1].feed_forward_residual.dropout.train(),
     "another class of layer": lambda model, _: setattr(
@@ -482,6 +488,7 @@ def test_what_falls_back(change: Callable[[Model, dict[str, Any]], None], runs: 
 
 
 def test_a_prefix_of_peft_falls_back_and_is_used(runs: Runs) -> None:
+    peft = pytest.importorskip("peft")
     model, inputs = prepare(tiny(share_embeddings=False, tie_word_embeddings=False), dtype=torch.float32)
     plain = runs.fast(model, **inputs)
     sizes = {"num_virtual_tokens": 4, "num_attention_heads": 4, "num_layers": 2, "token_dim": 32}

@@ -45,7 +45,7 @@ def measure(recipe: Record, row: Record, data: Path, output: Path, seed: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     if "score" not in row:
         return run_seed(changed, data, folder, seed, [])
-    trained = output / REFERENCE.replace(" ", "-") / f"seed-{seed}{'-average' * ('average' in recipe)}"
+    trained = output / REFERENCE / f"seed-{seed}{'-average' * ('average' in recipe)}"
     return score(changed, data, folder / f"seed-{seed}-score", [trained], folder / f"seed-{seed}.log")
 
 
