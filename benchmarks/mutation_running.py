@@ -62,6 +62,7 @@ FIRST = {
     "modeling/modeling_sequence_classification.py": "classification",
     "modeling/pooling.py": "classification",
     "modeling/modeling_dragoman.py": "model saving trainer",
+    "modeling/packed_attention.py": "packing",
     "modeling/packing.py": "packing compilation",
     "modeling/padding.py": "model option_matrix generation packing",
     "modeling/vocabulary_resizing.py": "contract saving",

@@ -16,7 +16,8 @@ from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .linear import Linear
-from .packing import Packing, attend_packed
+from .packed_attention import attend_packed
+from .packing import Packing
 from .position_encodings import apply_rotary
 
 TAKE_A_BIAS = ("eager", "sdpa", "flex_attention")

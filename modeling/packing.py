@@ -1,16 +1,15 @@
-"""Attention without padding: the sequences of a batch laid one after another in a single row.
+"""Batches without padding: their sequences laid one after another in a single row.
 
-N sequences, T queries and S keys in all; B, H, K, D as in attention.py. Everything but attention sees one long row.
+N sequences, T queries and S keys in all; B, H, K, D as in attention.py. Everything but attention
+(packed_attention.py) sees one long row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,72 +135,3 @@ def packed_bias(bias: nn.Module, query_positions: Tensor, key_positions: Tensor,
     """(n, H, t, s) of each run."""
     runs = zip(packing.queries(query_positions, 1), packing.keys(key_positions, 1), strict=True)
     return [bias(queries, keys) for queries, keys in runs]
-
-
-def attend_packed(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    module: Any,
-    query: Tensor,  # (1, H, T, D)
-    key: Tensor,  # (1, K, S, D)
-    value: Tensor,  # (1, K, S, D)
-    packing: Packing,
-    position_bias: list[Tensor] | None,
-    dropout: float,
-    scaling: float,
-) -> Tensor:
-    """Attention of every sequence to its own keys. (1, T, H, D).
-
-    Run by run with ``attend``, transformers' SDPA or the reference. On CUDA in half precision, without bias and
-    dropout, all at once by torch's kernel for varying lengths; and by transformers' flash attention where that is
-    chosen. torch's kernel was compared with padding on a GPU (benchmarks/accelerator.py); the call of flash attention
-    was tested against a stand-in alone.
-    """
-    implementation = module.config._attn_implementation or "eager"
-    if "flash" in implementation:
-        longest_q, longest_k = packing.longest
-        output, _ = attend(
-            module,
-            query,
-            key,
-            value,
-            None,
-            dropout=dropout,
-            scaling=scaling,
-            cu_seq_lens_q=packing.cu_seq_lens_q,
-            cu_seq_lens_k=packing.cu_seq_lens_k,
-            max_length_q=longest_q,
-            max_length_k=longest_k,
-        )
-        return output
-    if implementation not in ("eager", "sdpa"):
-        raise NotImplementedError(
-            f"Packed batches need the attention implementation 'sdpa', 'eager' or a flash one, not {implementation!r}: "
-            "model.set_attn_implementation('sdpa')."
-        )
-    if implementation == "sdpa" and position_bias is None and dropout == 0 and has_varlen_kernel(query):
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), (S, K, D)
-        found: Any = varlen_attn(
-            q,
-            k,
-            v,
-            packing.cu_seq_lens_q,
-            packing.cu_seq_lens_k,
-            *packing.longest,
-            scale=scaling,
-            window_size=(-1, 0 if module.is_causal else -1),
-            enable_gqa=module.num_key_value_groups > 1,
-        )
-        return found[None]
-    outputs = []
-    runs = zip(packing.queries(query, 2), packing.keys(key, 2), packing.keys(value, 2), strict=True)
-    for i, (q, k, v) in enumerate(runs):  # (n, H, t, D), (n, K, s, D)
-        by_module = implementation == "sdpa" and module.is_causal  # which SDPA asks
-        mask = None if by_module else packing.mask(q, k, module.is_causal)
-        bias = None if position_bias is None else position_bias[i].to(q.dtype)
-        output, _ = attend(module, q, k, v, mask, dropout=dropout, scaling=scaling, position_bias=bias)
-        outputs.append(output)  # (n, t, H, D)
-    return packing.in_a_row(outputs, query.shape[2])
-
-
-def has_varlen_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman.modeling import attention, packing
+from dragoman.modeling import attention, packed_attention
 from dragoman.modeling.attention import eager_attention
 from dragoman.modeling.encoder import Encoder
-from dragoman.modeling.packing import Packing, attend_packed, pack, packed_positions
+from dragoman.modeling.packed_attention import attend_packed
+from dragoman.modeling.packing import Packing, pack, packed_positions
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -207,6 +208,34 @@ class TestAttention:
         assert self.tensors(causal)[3].runs == ([(2, 2, 2), (1, 3, 3)] if causal else [(2, 2, 4), (1, 3, 1)])
 
     @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_on_the_cpu_all_runs_are_one_step_of_autograd(
+        self, causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = self.attention(causal)
+        *_, packing = self.tensors(causal)
+        lengths = (7, int(packing.cu_seq_lens_k[-1]), int(packing.cu_seq_lens_k[-1]))
+        leaves = [(3 * torch.randn(1, n, 4, 8)).to(dtype).requires_grad_() for n in lengths]
+        upstream = torch.randn(1, 4, 7, 8, dtype=dtype).transpose(1, 2)  # not in a row
+
+        def attend() -> list[Tensor]:
+            q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
+            output = attend_packed(sdpa_attention_forward, module, q, k, v, packing, None, 0.0, 0.3)
+            assert ("RunByRun" in str(output.grad_fn)) == (packed_attention.KERNEL is not None and whole)
+            return [output, *torch.autograd.grad(output, leaves, upstream)]
+
+        whole = True
+        found = attend()
+        with monkeypatch.context() as patched:
+            patched.setattr(packed_attention, "KERNEL", None)
+            expected = attend()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)  # the same kernel
+        whole = False
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # who asks for it gets it
+            rounding = 200 * torch.finfo(dtype).eps if dtype.itemsize > 2 else 0.1
+            torch.testing.assert_close(found, attend(), rtol=rounding, atol=rounding)
+
+    @pytest.mark.parametrize("causal", [False, True])
     def test_the_kernel_for_varying_lengths_is_asked_right(self, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stand-in for the CUDA kernel, written from its documentation."""
 
@@ -226,8 +255,8 @@ class TestAttention:
                 outputs.append(output.transpose(0, 1))
             return torch.cat(outputs)
 
-        monkeypatch.setattr(packing, "has_varlen_kernel", lambda query: True)
-        monkeypatch.setattr(packing, "varlen_attn", stand_in)
+        monkeypatch.setattr(packed_attention, "has_varlen_kernel", lambda query: True)
+        monkeypatch.setattr(packed_attention, "varlen_attn", stand_in)
         module = self.attention(causal)
         found = attend_packed(None, module, *self.tensors(causal), None, 0.0, 0.3)  # type: ignore[arg-type]
         torch.testing.assert_close(found, self.reference(causal))
