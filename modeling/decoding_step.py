@@ -46,6 +46,7 @@ class DecodingStep:
             hidden = ~mask[::copies, None, None].bool()  # (B, 1, 1, S)
             self.source_mask = torch.zeros_like(hidden, dtype=self.dtype).masked_fill(hidden, -torch.inf)
 
+    @torch.inference_mode()  # a call of torch takes longer where autograd might ask for it, and the calls are many
     def __call__(self, ids: Tensor) -> Tensor:
         """Ids (R, T), a prompt at first and then a token a row, to the logits (R, V) of what comes next."""
         decoder, (rows, length) = self.decoder, ids.shape

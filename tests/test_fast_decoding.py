@@ -248,6 +248,22 @@ def test_the_cache_is_handed_over(scheme: str, mode: dict[str, Any], runs: Runs)
 
 
 @modes
+def test_what_is_returned_may_be_trained_on(mode: dict[str, Any], runs: Runs) -> None:
+    """The step runs in inference mode, and none of it comes out."""
+    model, inputs = MODELS["rotary"]
+    arguments = {**inputs, **mode, "return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    found = runs.fast(model, **arguments)
+    assert runs.covered == [True]
+    cache = found.past_key_values
+    halves = (cache.self_attention_cache, cache.cross_attention_cache)
+    tensors = [tensor for half in halves for layer in half.layers for tensor in (layer.keys, layer.values)]
+    for name in found.keys() - {"past_key_values"}:
+        value = found[name]
+        tensors += value if isinstance(value, tuple) else [value]
+    assert not any(tensor.is_inference() for tensor in tensors)
+
+
+@modes
 def test_single_precision(mode: dict[str, Any], runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel in use, before packing and after: scores as close as rounding allows, and the same tokens."""
     model, inputs = prepare(tiny(tie_word_embeddings=False, attention_bias=True, gated_feed_forward=True))
