@@ -20,7 +20,7 @@ from .position_encodings import apply_rotary
 from .residual import Residual
 
 ROOM = 32  # columns that stores and tables begin with; they double when these are full
-STEPS_BEFORE_PACKING = 16  # by then copies of the weights have cost about what they would have saved
+STEPS_WORTH_PACKING = 16  # in so many, copies of the weights save about what they cost
 Sublayer = Callable[[Tensor], Tensor]
 
 
@@ -28,16 +28,19 @@ class DecodingStep:
     """What the decoder and the head compute, further by a token with every call. Made anew for every ``generate()``.
 
     ``states`` (R, S, C) and ``mask`` (R, S) are those of the source, the same for its ``copies`` rows; of these
-    ``beams`` share what they write, all or, where rows do not swap places, one.
+    ``beams`` share what they write, all or, where rows do not swap places, one. Nobody will ask for more than ``limit``
+    tokens, and a text is about as long as its source: that tells how soon the weights are worth copying.
     """
 
-    def __init__(self, model: Any, states: Tensor, mask: Tensor | None, copies: int, beams: int) -> None:
+    def __init__(self, model: Any, states: Tensor, mask: Tensor | None, copies: int, beams: int, limit: int) -> None:
         self.decoder = decoder = model.base_model.decoder
         self.head = FewRowLinear(model.get_output_embeddings())
         self.scale = model.config.logits_scale
         self.copies, self.beams, self.pools = copies, beams, len(states) // beams
         self.dtype, self.device = states.dtype, states.device
         self.length = self.columns = self.calls = 0
+        long = min(states.shape[1], limit) >= STEPS_WORTH_PACKING
+        self.packs_at = 1 if long else STEPS_WORTH_PACKING  # steps
         self.layers = [DecodingLayer(layer, states[::copies], copies, beams) for layer in decoder.layers]
         self.biases = [layer.position_bias or decoder.position_bias for layer in decoder.layers]
         self.descent: Tensor | None = None  # (B, N, columns · N): 0 where a beam descends from another, else -inf
@@ -53,7 +56,7 @@ class DecodingStep:
         positions = torch.arange(self.length, self.length + length, device=self.device)[None]
         self.length += length
         self.calls += 1
-        if self.calls == STEPS_BEFORE_PACKING and rows > 1:
+        if self.calls == self.packs_at and rows > 1:
             for linear in [self.head, *(linear for layer in self.layers for linear in layer.linears)]:
                 linear.pack(rows)
         x = decoder.embedding(decoder.embed_tokens(ids), positions, self.length, "target").flatten(0, 1)  # (R·T, C)

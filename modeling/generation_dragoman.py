@@ -74,7 +74,8 @@ class DecodingLoops(GenerationMixin):
         config, states = arguments["generation_config"], arguments["encoder_outputs"].last_hidden_state
         self.copies = max(config.num_beams, config.num_return_sequences)
         self.total = len(states) // self.copies  # sources
-        self.step = DecodingStep(model, states, arguments.get("attention_mask"), self.copies, config.num_beams)
+        mask = arguments.get("attention_mask")
+        self.step = DecodingStep(model, states, mask, self.copies, config.num_beams, config.max_length - 1)
         self.cache = arguments["past_key_values"]
         self.sources: Tensor | None = None  # those not finished yet; None: all
         self.criteria = Watched(StoppingCriteriaList())

@@ -136,31 +136,40 @@ def loss_and_gradients(
             logits += bias
         if scale != 1:
             logits *= scale
-        for some in logits.split(max(1, size // 8)):  # an eighth at a time has room of its own
-            some.copy_(F.log_softmax(some, dim=-1))
-        log_probs = logits
-        targets = targets.masked_fill(~counts, 0)[:, None]
-        losses = -(1 - smoothing) * log_probs.gather(1, targets)[:, 0]
-        if smoothing:
-            losses -= smoothing * log_probs.mean(-1)
+        targets = targets.masked_fill(~counts, 0)
+        losses = _losses(logits, targets, smoothing, in_place=any(needs_gradient))
         total += losses.masked_fill(~counts, 0.0).sum()
-        if not any(needs_gradient):
-            continue
-        gradient = log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1))
-        if smoothing:
-            gradient -= smoothing / len(weight)
-        if scale != 1 or not only_real:  # seldom: it is one more pass over all of (n, V)
-            gradient *= scale * counts[:, None]
-        gradient = gradient.to(narrow)  # (n, V)
-        if needs_gradient[0]:
-            row_gradients.append(gradient @ w)
-        if needs_gradient[1]:
-            _add_product(weight_gradient, gradient.T, part)
-        if needs_gradient[2]:
-            bias_gradient += gradient.sum(0, dtype=wide)
+        if any(needs_gradient):
+            gradient = logits.scatter_add_(1, targets[:, None], logits.new_full((len(part), 1), smoothing - 1))
+            if smoothing:
+                gradient -= smoothing / len(weight)
+            if scale != 1 or not only_real:  # seldom: it is one more pass over all of (n, V)
+                gradient *= scale * counts[:, None]
+            gradient = gradient.to(narrow)  # (n, V)
+            if needs_gradient[0]:
+                row_gradients.append(_product(gradient, w.T))
+            if needs_gradient[1]:
+                _add_product(weight_gradient, gradient.T, part)
+            if needs_gradient[2]:
+                bias_gradient += gradient.sum(0, dtype=wide)
+            del gradient
+        del logits  # before there are others
     if row_gradients:
         row_gradient[kept] = torch.cat(row_gradients).to(wide)
     return total, row_gradient, weight_gradient, bias_gradient
+
+
+def _losses(logits: Tensor, labels: Tensor, smoothing: float, in_place: bool) -> Tensor:
+    """Of each row, (n); ``in_place`` the logits become probabilities. Only an eighth at a time has room of its own."""
+    size = max(1, -(-len(logits) // 8))
+    found = []
+    for some, targets in zip(logits.split(size), labels.split(size), strict=True):
+        log_probs = F.log_softmax(some, dim=-1)
+        if in_place:
+            torch.exp(log_probs, out=some)
+        losses = -(1 - smoothing) * log_probs.gather(1, targets[:, None])[:, 0]
+        found.append(losses - smoothing * log_probs.mean(-1) if smoothing else losses)
+    return torch.cat(found)
 
 
 def _room(rows: Tensor, weight: Tensor, needed: Sequence[bool], dtype: torch.dtype) -> list[Tensor]:
@@ -205,5 +214,8 @@ def _wide_product(x: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
     """``x Wᵀ``, accumulated and returned in ``wide``."""
     if x.is_cuda and x.dtype != wide:
         return torch.mm(x, weight.T, out_dtype=wide)
-    x = x.to(wide)
+    return _product(x.to(wide), weight)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
     return onednn_product(x, weight) if is_worth_onednn(x, weight) else F.linear(x, weight)

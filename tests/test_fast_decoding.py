@@ -275,7 +275,7 @@ def test_single_precision(mode: dict[str, Any], runs: Runs, monkeypatch: pytest.
     monkeypatch.setattr(FewRowLinear, "pack", lambda self, rows: pack(self, rows) or packed.append(self.packed))
     monkeypatch.setattr(few_row_linears, "WORTH_ONEDNN", 0)
     monkeypatch.setattr(few_row_linears, "WORTH_PACKING", 0)
-    monkeypatch.setattr(decoding_step, "STEPS_BEFORE_PACKING", 5)
+    monkeypatch.setattr(decoding_step, "STEPS_WORTH_PACKING", 10)  # the sources are shorter
     found = runs.fast(model, **inputs, **mode, **arguments)
     assert runs.covered == [True]
     assert found.tolist() == expected.tolist()
@@ -284,6 +284,22 @@ def test_single_precision(mode: dict[str, Any], runs: Runs, monkeypatch: pytest.
     monkeypatch.setattr(few_row_linears, "ONEDNN", False)  # as where torch lacks it
     assert runs.fast(model, **inputs, **mode, **arguments).tolist() == expected.tolist()
     assert not any(packed[13:])
+
+
+@pytest.mark.parametrize(("length", "limit", "expected"), [(16, 40, 1), (15, 40, 16), (16, 15, None)])
+def test_weights_are_copied_when_it_pays(
+    length: int, limit: int, expected: int | None, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once for a text that promises to be long, late for one that turns out so, and not for a short one."""
+    model, _ = prepare(tiny(max_position_embeddings=64))
+    steps: list[int] = []
+    call, pack = DecodingStep.__call__, FewRowLinear.pack
+    monkeypatch.setattr(DecodingStep, "__call__", lambda self, ids: steps.append(0) or call(self, ids))
+    packed: set[int] = set()
+    monkeypatch.setattr(FewRowLinear, "pack", lambda self, rows: packed.add(len(steps)) or pack(self, rows))
+    runs.fast(model, input_ids=torch.randint(3, 30, (2, length)), max_new_tokens=limit, min_new_tokens=limit - 1)
+    assert runs.covered == [True]
+    assert packed == ({expected} if expected else set())
 
 
 @pytest.mark.parametrize("seed", range(8))
