@@ -14,8 +14,8 @@ from torch.nn.attention.varlen import varlen_attn
 from .packing import Packing
 
 # SDPA's kernel for the CPU by its own names: it has no public one. Where a torch has none, nothing here is needed.
-KERNEL = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-KERNEL_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+KERNEL_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 def attend_packed(
