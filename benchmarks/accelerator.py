@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import transformers
-from dragoman.modeling import packing
+from dragoman.modeling import packed_attention
 from transformers.utils import logging
 
 from accelerator_cells import (
@@ -94,7 +94,7 @@ def conditions(device: str) -> dict[str, Any]:
     about = {"date": date.today().isoformat(), "torch": torch.__version__, "transformers": transformers.__version__}
     if device == "cuda":
         about |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return about | {"varlen_attn takes": [*inspect.signature(packing.varlen_attn).parameters]}
+    return about | {"varlen_attn takes": [*inspect.signature(packed_attention.varlen_attn).parameters]}
 
 
 def run(cells: dict[str, Callable[[], Result]], about: Result, seconds: float, file: Path) -> int:
@@ -135,7 +135,7 @@ def main() -> None:
     plan = (QUICK if options.quick else Plan())._replace(device=options.device)
     about = conditions(options.device)
     if "enable_gqa" not in about["varlen_attn takes"]:
-        packing.varlen_attn = adapted(packing.varlen_attn)
+        packed_attention.varlen_attn = adapted(packed_attention.varlen_attn)
     cells = {name: measure for name, measure in cells_of(plan).items() if options.only in name}
     raise SystemExit(run(cells, about, options.seconds, options.output))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from dragoman.modeling import generation_dragoman, packing
+from dragoman.modeling import generation_dragoman, packed_attention
 from torch import Tensor
 from transformers import CompileConfig
 from transformers.utils import is_flash_attn_2_available
@@ -71,7 +71,7 @@ def same_batch(plan: Plan) -> Result:
         for batch in forms.values():
             model.zero_grad(set_to_none=True)
             inputs = {key: x.to(plan.device) if isinstance(x, Tensor) else x for key, x in batch.items()}
-            kernel = patch.object(packing, "varlen_attn", wraps=packing.varlen_attn)
+            kernel = patch.object(packed_attention, "varlen_attn", wraps=packed_attention.varlen_attn)
             with kernel as called, torch.autocast(plan.device, torch.bfloat16, enabled=narrow):
                 loss = model(**inputs).loss
             loss.backward()
