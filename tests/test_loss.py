@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -155,6 +156,23 @@ def test_all_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
         with LargestTensor() as largest:
             loss_of(states, head, labels).backward()
         assert largest.elements == bound
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_chunk_of_logits_is_gone_before_the_next(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 3 * V)
+    chunks: list[weakref.ref[Tensor]] = []
+    product = loss_module._wide_product
+
+    def watched(*arguments: Any) -> Tensor:
+        assert not any(chunk() is not None for chunk in chunks)
+        logits = product(*arguments)
+        chunks.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(loss_module, "_wide_product", watched)
+    head_cross_entropy(*case(), label_smoothing=smoothing).backward()
+    assert len(chunks) == 5  # of three labels each
 
 
 def test_a_head_that_is_more_than_its_weight_is_called() -> None:
