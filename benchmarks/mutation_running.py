@@ -40,6 +40,8 @@ FIRST = {
     "modeling/decoding_coverage.py": "fast_decoding",
     "modeling/decoding_step.py": "fast_decoding",
     "modeling/few_row_linears.py": "fast_decoding",
+    "modeling/source_attention.py": "source_attention",
+    "modeling/few_keys.py": "few_keys",
     "modeling/encoder_decoder_model.py": "contract model saving",
     "modeling/encoder_decoder_generation.py": "contract generation",
     "modeling/generation_dragoman.py": "generation fast_decoding contract",

@@ -6,7 +6,8 @@
 Target tokens a second of whole optimisation steps. One process an engine, taking turns at the same batches of 64
 pairs; medians over the rounds, with the least and the most. "ragged" batches are drawn at random, "grouped" ones of
 pairs of like length. Dragoman has Marian's weights, and nothing is printed if their losses differ; the others have the
-same dimensions. Everyone steps with PyTorch's fused AdamW, in fp32, dropout 0.1, attention dropout 0.
+same dimensions. Everyone steps with PyTorch's fused AdamW, dropout 0.1, attention dropout 0, in fp32 or, with --dtype
+bf16, under autocast.
 
 glibc gives large blocks back to the system at every step, and padded logits then cost page faults: the allocator is
 told not to, for all alike ("neutral"); --allocator default measures without. Linux only.
@@ -28,7 +29,7 @@ from turns import TRIES, compare, conditions, run_cells, take_turns, working
 KEEP = str(2**40)  # bytes: more than is ever freed
 ALLOCATORS = {"neutral": {"MALLOC_MMAP_THRESHOLD_": KEEP, "MALLOC_TRIM_THRESHOLD_": KEEP}, "default": {}}
 REFERENCE = "Marian"
-LOSSES_AGREE = 1e-5
+LOSSES_AGREE = {"fp32": 1e-5, "bf16": 1e-3}
 
 
 def measure(
@@ -39,12 +40,13 @@ def measure(
     threads: int = 2,
     device: str = "cpu",
     tries: int = TRIES,
+    dtype: str = "fp32",
 ) -> dict[str, Any]:
     """Raises ValueError where engines with the same weights disagree on the loss."""
-    arguments = {name: [name, json.dumps(work), str(threads), device] for name in [REFERENCE, *engines]}
+    arguments = {name: [name, json.dumps(work), str(threads), device, dtype] for name in [REFERENCE, *engines]}
     with working("training_engines.py", arguments, threads, ALLOCATORS[allocator]) as (workers, failed):
         losses = {name: worker.first["loss"] for name, worker in workers.items()}
-        check({name: losses[name] for name in SAME_WEIGHTS if name in losses})
+        check({name: losses[name] for name in SAME_WEIGHTS if name in losses}, dtype)
         batches = [str(i % work.batches) for i in range(work.batches + rounds)]  # every batch's shapes are seen before
         answers = take_turns(workers, batches, work.batches, tries)
     rows = compare(answers, REFERENCE)
@@ -56,8 +58,8 @@ def measure(
     return {"conditions": about, **sizes, "engines": rows, "failed": failed}
 
 
-def check(losses: dict[str, float]) -> None:
-    if max(losses.values()) - min(losses.values()) > LOSSES_AGREE * min(losses.values()):
+def check(losses: dict[str, float], dtype: str = "fp32") -> None:
+    if max(losses.values()) - min(losses.values()) > LOSSES_AGREE[dtype] * min(losses.values()):
         raise ValueError(f"Same weights, same batch, and other losses: {losses}. No speed of these is worth printing.")
 
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=peers, default=peers, help="beside " + REFERENCE)
     parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, default=["neutral"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=LOSSES_AGREE, default="fp32")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--batches", type=int, default=3, help="that are taken in turn")
     parser.add_argument("--scale", type=float, default=1.0, help="stretches all lengths")
@@ -95,13 +98,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.batches = 3, 1
-    settings = {"threads": options.threads, "device": options.device, "tries": 1 if options.quick else TRIES}
+    settings = {"threads": options.threads, "device": options.device, "dtype": options.dtype}
+    settings["tries"] = 1 if options.quick else TRIES
     cells = {}
     for size in options.sizes:
         for order in options.work:
             for allocator in options.allocator:
                 work = Work(SIZES[size], order, options.batches, options.scale)
-                name = f"train {size}, {order}, {allocator}"
+                name = f"train {size}, {order}, {allocator}, {options.dtype}"
                 cells[name] = partial(measure, work, options.engines, options.rounds, allocator, **settings)
     _, failures = run_cells(cells, options.output, False, lambda name, result: "\n" + table(name, result))
     raise SystemExit(len(failures))

@@ -174,12 +174,12 @@ class Engine:
 
 
 def main() -> None:
-    name, work, threads, device = sys.argv[1:]
+    name, work, threads, device, dtype = sys.argv[1:]
     sizes, *others = json.loads(work)
     torch.set_num_threads(int(threads))
 
     def start() -> tuple[dict[str, float], Callable[[str], dict[str, float]]]:
-        engine = Engine(name, Work(Sizes(*sizes), *others), device=device)
+        engine = Engine(name, Work(Sizes(*sizes), *others), device=device, narrow=dtype == "bf16")
         return {"loss": engine.loss()}, engine.answer
 
     serve(start)

@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from .few_keys import choose_kernel
 from .linear import Linear
 from .packed_attention import attend_packed
 from .packing import Packing
@@ -140,7 +141,8 @@ class Attention(nn.Module):
             return self.o_proj(output.flatten(2)), None  # (1, T, C)
         if position_bias is not None:
             options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
-        output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
+        with choose_kernel(query, key):
+            output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
         if output_attentions and attend is not eager_attention:
             mask = dense_mask(mask, self.is_causal, query.shape[2], key.shape[2], query.device)
             _, weights = eager_attention(self, query, key, value, mask, **options)

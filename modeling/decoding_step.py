@@ -18,6 +18,7 @@ from .feed_forward import FeedForward
 from .few_row_linears import FewRowLinear
 from .position_encodings import apply_rotary
 from .residual import Residual
+from .source_attention import SourceAttention, suits
 
 ROOM = 32  # columns that stores and tables begin with; they double when these are full
 STEPS_WORTH_PACKING = 16  # in so many, copies of the weights save about what they cost
@@ -41,13 +42,14 @@ class DecodingStep:
         self.length = self.columns = self.calls = 0
         long = min(states.shape[1], limit) >= STEPS_WORTH_PACKING
         self.packs_at = 1 if long else STEPS_WORTH_PACKING  # steps
-        self.layers = [DecodingLayer(layer, states[::copies], copies, beams) for layer in decoder.layers]
         self.biases = [layer.position_bias or decoder.position_bias for layer in decoder.layers]
         self.descent: Tensor | None = None  # (B, N, columns · N): 0 where a beam descends from another, else -inf
         self.source_mask = None
         if mask is not None and not mask.all():
             hidden = ~mask[::copies, None, None].bool()  # (B, 1, 1, S)
             self.source_mask = torch.zeros_like(hidden, dtype=self.dtype).masked_fill(hidden, -torch.inf)
+        first = states[::copies]
+        self.layers = [DecodingLayer(layer, first, self.source_mask, copies, beams) for layer in decoder.layers]
 
     @torch.inference_mode()  # a call of torch takes longer where autograd might ask for it, and the calls are many
     def __call__(self, ids: Tensor) -> Tensor:
@@ -140,7 +142,9 @@ class DecodingLayer:
     mask tells which of them a beam descends from. Rows that are no beams have a pool each, and there N = 1.
     """
 
-    def __init__(self, layer: DecoderLayer, states: Tensor, copies: int, beams: int) -> None:
+    def __init__(
+        self, layer: DecoderLayer, states: Tensor, source_mask: Tensor | None, copies: int, beams: int
+    ) -> None:
         attention, cross = layer.self_attn, layer.cross_attn
         self.size, self.scaling, self.grouped = (
             attention.head_dim,
@@ -157,6 +161,10 @@ class DecodingLayer:
         projections = cross.k_proj, cross.v_proj
         keys, values = (project(states).view(shape).transpose(1, 2).contiguous() for project in projections)
         self.source_keys, self.source_values = keys, values  # (B, K, S, D)
+        self.multiplied_out: SourceAttention | None = None
+        if suits(cross, keys):
+            self.multiplied_out = SourceAttention(cross, keys, values, source_mask)
+            self.linears = [self.qkv, self.o, *linears]
         self.copies, self.beams, self.kv_heads = copies, beams, keys.shape[1]
         self.q_heads = self.kv_heads * attention.num_key_value_groups
         self.length = 0  # columns · N
@@ -184,6 +192,8 @@ class DecodingLayer:
         return self.o(self._weigh(query, key, value, mask).view(x.shape[0], -1))
 
     def _attend_to_source(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.multiplied_out is not None:
+            return self.multiplied_out(x)
         query = self.cross_q(x).view(len(self.source_keys), -1, self.q_heads, self.size).transpose(1, 2)
         return self.cross_o(self._weigh(query, self.source_keys, self.source_values, mask).view(x.shape[0], -1))
 

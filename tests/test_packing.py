@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman.modeling import attention, packed_attention
+from dragoman.modeling import attention, few_keys, packed_attention
 from dragoman.modeling.attention import eager_attention
 from dragoman.modeling.encoder import Encoder
 from dragoman.modeling.packed_attention import attend_packed
@@ -215,26 +215,29 @@ class TestAttention:
         module = self.attention(causal)
         *_, packing = self.tensors(causal)
         lengths = (7, int(packing.cu_seq_lens_k[-1]), int(packing.cu_seq_lens_k[-1]))
-        leaves = [(3 * torch.randn(1, n, 4, 8)).to(dtype).requires_grad_() for n in lengths]
+        leaves = [(3 * torch.randn(1, n, 4, 8)).to(dtype) for n in lengths]
         upstream = torch.randn(1, 4, 7, 8, dtype=dtype).transpose(1, 2)  # not in a row
 
-        def attend() -> list[Tensor]:
-            q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
+        def attend(dtype: torch.dtype) -> list[Tensor]:
+            copies = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+            q, k, v = (copy.transpose(1, 2) for copy in copies)
             output = attend_packed(sdpa_attention_forward, module, q, k, v, packing, None, 0.0, 0.3)
-            assert ("RunByRun" in str(output.grad_fn)) == (packed_attention.KERNEL is not None and whole)
-            return [output, *torch.autograd.grad(output, leaves, upstream)]
+            node: Any = output.grad_fn
+            nodes.append(f"{node} {node.next_functions}")  # for halves, a copy and what was copied
+            return [output, *torch.autograd.grad(output, copies, upstream.to(dtype))]
 
-        whole = True
-        found = attend()
+        nodes: list[str] = []
+        found = attend(dtype)
         with monkeypatch.context() as patched:
             patched.setattr(packed_attention, "KERNEL", None)
-            expected = attend()
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)  # the same kernel
-        whole = False
+            patched.setattr(few_keys, "FEW", {})
+            expected = attend(torch.promote_types(dtype, torch.float32))  # halves, few as they are, go as floats
+        torch.testing.assert_close(found, [x.to(dtype) for x in expected], rtol=0, atol=0)  # the same kernel
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # who asks for it gets it
-            by_another = attend()
+            by_another = attend(dtype)
         if dtype.itemsize > 2:  # in half precision the two round too differently to compare
             torch.testing.assert_close(found, by_another)
+        assert ["RunByRun" in names for names in nodes] == [True, False, False]
 
     @pytest.mark.parametrize("causal", [False, True])
     def test_the_kernel_for_varying_lengths_is_asked_right(self, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
