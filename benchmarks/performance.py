@@ -63,6 +63,8 @@ def render() -> str:
         if file.exists():
             found: Results = json.loads(file.read_text("utf-8"))
             text = text.replace(f"{{{kind}}}", said(found) + "\n\n" + ratios(found))
+    narrow = json.loads((RESULTS / "bf16.json").read_text("utf-8"))
+    text = text.replace("{bf16}", training(narrow))
     gpu = json.loads((RESULTS / "accelerator.json").read_text("utf-8"))
     text = text.replace("{accelerator}", on_a_gpu(gpu))
     found = json.loads((RESULTS / "table.json").read_text("utf-8"))

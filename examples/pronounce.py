@@ -109,7 +109,6 @@ def train(dictionary: Dictionary, arguments: Arguments) -> tuple[DragomanForCond
         dropout=0.05,
     )
     model = DragomanForConditionalGeneration(config)
-    model.set_attn_implementation("eager")  # words are so short that the plain formula beats the fused kernel
     model.generation_config.max_length = LONGEST
     print(f"{model.num_parameters():,} parameters, {len(words):,} pronunciations to learn from")
 
