@@ -1,45 +1,51 @@
-"""What attention costs in training on a CPU, by SDPA's kernel and by plain products: ``python benchmarks/few_keys.py``.
+"""What attention costs in training on a CPU, by SDPA's kernel and by the formula: ``python benchmarks/few_keys.py``.
 
 Milliseconds, medians, of attention and its gradients, 8 heads of 64, a padding mask, 4,096 tokens in all, as many
 queries as keys. ``modeling/few_keys.py`` chooses by it.
 """
 
 import platform
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from dragoman.modeling.attention import eager_attention
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 
 TOKENS, HEADS, SIZE = 4096, 8, 64
 KEYS = (8, 16, 32, 64, 128, 256)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def attend(inputs: list[Tensor], mask: Tensor, upstream: Tensor, kernel: SDPBackend) -> None:
-    with sdpa_kernel(kernel):
-        output = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
-    torch.autograd.grad(output, inputs, upstream)
+def by_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
 
 
-def milliseconds(keys: int, dtype: torch.dtype, kernel: SDPBackend) -> float:
+def by_formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return eager_attention(nn.Identity(), query, key, value, mask, SIZE**-0.5)[0]
+
+
+def train(attend: Attend, inputs: list[Tensor], mask: Tensor) -> None:
+    attend(*inputs, mask).sum().backward()
+
+
+def milliseconds(attend: Attend, keys: int, dtype: torch.dtype) -> float:
     shape = (TOKENS // keys, keys, HEADS, SIZE)
     inputs = [torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
     mask = (torch.arange(keys) < keys - 2).expand(shape[0], 1, keys, keys)
-    values = {"attend": attend, "inputs": inputs, "mask": mask, "upstream": torch.randn_like(inputs[0])}
-    values["kernel"] = kernel
-    timer = Timer("attend(inputs, mask, upstream, kernel)", globals=values, num_threads=torch.get_num_threads())
+    values = {"train": train, "attend": attend, "inputs": inputs, "mask": mask}
+    timer = Timer("train(attend, inputs, mask)", globals=values, num_threads=torch.get_num_threads())
     return 1000 * timer.blocked_autorange(min_run_time=0.5).median
 
 
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
-    print(f"| keys | {' | '.join(f'{name}: kernel, products' for name in DTYPES)} |\n|--:|{'--:|' * len(DTYPES)}")
+    print(f"| keys | {' | '.join(f'{name}: kernel, formula' for name in DTYPES)} |\n|--:|{'--:|' * len(DTYPES)}")
     for keys in KEYS:
-        times = ([milliseconds(keys, dtype, kernel) for kernel in KERNELS] for dtype in DTYPES.values())
-        print(f"| {keys} | {' | '.join(f'{kernel:.0f}, {products:.0f}' for kernel, products in times)} |")
+        times = ([milliseconds(attend, keys, dtype) for attend in (by_kernel, by_formula)] for dtype in DTYPES.values())
+        print(f"| {keys} | {' | '.join(f'{kernel:.0f}, {formula:.0f}' for kernel, formula in times)} |")
 
 
 if __name__ == "__main__":

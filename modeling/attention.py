@@ -4,6 +4,7 @@ B batch, T queries, S keys, H query heads, K key/value heads, D head size, C mod
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dragoman import DragomanConfig
-from .few_keys import choose_kernel
+from .few_keys import trains_on_few_keys
 from .linear import Linear
 from .packed_attention import attend_packed
 from .packing import Packing
@@ -81,6 +82,8 @@ def dense_mask(mask: Any, causal: bool, queries: int, keys: int, device: torch.d
     if mask is not None and mask.dim() == 4:
         return mask
     # None and (B, S) leave causality to the kernel: SDPA aligns it top left, flash attention bottom right.
+    if mask is None and not causal:
+        return None
     dense = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
     if causal and queries > 1:
         dense = dense.tril(0 if mask is None else keys - queries)
@@ -141,11 +144,12 @@ class Attention(nn.Module):
             return self.o_proj(output.flatten(2)), None  # (1, T, C)
         if position_bias is not None:
             options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
-        with choose_kernel(query, key):
-            output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
+        dense = partial(dense_mask, mask, self.is_causal, query.shape[2], key.shape[2], query.device)
+        if implementation == "sdpa" and trains_on_few_keys(query, key, key.shape[2]):
+            attend, mask = eager_attention, dense()
+        output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
         if output_attentions and attend is not eager_attention:
-            mask = dense_mask(mask, self.is_causal, query.shape[2], key.shape[2], query.device)
-            _, weights = eager_attention(self, query, key, value, mask, **options)
+            _, weights = eager_attention(self, query, key, value, dense(), **options)
         output = self.o_proj(output.reshape(*x.shape[:2], -1))  # (B, T, C)
         return output, weights if output_attentions else None
 

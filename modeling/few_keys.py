@@ -1,31 +1,23 @@
-"""Training on short sequences on the CPU.
+"""Training in bfloat16 on the CPU.
 
-Backwards, SDPA's kernel for the CPU takes longer than plain matrix products where a query has few keys, and in half
-precision several times as long: ``benchmarks/few_keys.py``, docs/performance.md.
+Backwards, SDPA's kernel for the CPU takes longer in bfloat16 than the plain formula, and than itself in fp32, where a
+query has few keys: up to three times as long (``benchmarks/few_keys.py``, docs/performance.md).
 """
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-FEW = {torch.float32: 16, torch.bfloat16: 128, torch.float16: 128}  # up to so many keys
+FEW = 128  # keys
 
 
 def trains_on_few_keys(query: Tensor, key: Tensor, longest: int) -> bool:
-    """Whether SDPA's kernel would be slow to go back from ``longest`` keys."""
+    """Whether SDPA's kernel would be slow to go back from ``longest`` keys, and is not what the caller asked for."""
     return (
-        longest <= FEW.get(query.dtype, 0)
+        longest <= FEW
         and query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad)
         and not torch.compiler.is_compiling()
+        and torch.backends.cuda.math_sdp_enabled()  # by torch.nn.attention.sdpa_kernel, for the CPU, too
     )
-
-
-def choose_kernel(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
-    """Around SDPA: plain products where they train faster, unless ``torch.nn.attention.sdpa_kernel`` rules them out."""
-    if trains_on_few_keys(query, key, key.shape[2]) and torch.backends.cuda.math_sdp_enabled():
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()

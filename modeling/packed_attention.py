@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 
-from .few_keys import choose_kernel, trains_on_few_keys
+from .few_keys import trains_on_few_keys
 from .packing import Packing
 
 # SDPA's kernel for the CPU by its own names: it has no public one. Where a torch has none, nothing here is needed.
@@ -77,7 +77,7 @@ def attend_packed(
     if plain and has_cpu_kernel(packing, query, key, value):
         dtype = query.dtype
         if trains_on_few_keys(query, key, packing.longest[1]):
-            query, key, value = query.float(), key.float(), value.float()  # quicker than halves, but for the copies
+            query, key, value = query.float(), key.float(), value.float()
         return _RunByRun.apply(query, key, value, packing, module.is_causal, scaling).to(dtype)
     outputs = []
     runs = zip(packing.queries(query, 2), packing.keys(key, 2), packing.keys(value, 2), strict=True)
@@ -85,8 +85,7 @@ def attend_packed(
         by_module = implementation == "sdpa" and module.is_causal  # which SDPA asks
         mask = None if by_module else packing.mask(q, k, module.is_causal)
         bias = None if position_bias is None else position_bias[i].to(q.dtype)
-        with choose_kernel(q, k):
-            output, _ = attend(module, q, k, v, mask, dropout=dropout, scaling=scaling, position_bias=bias)
+        output, _ = attend(module, q, k, v, mask, dropout=dropout, scaling=scaling, position_bias=bias)
         outputs.append(output)  # (n, t, H, D)
     return packing.in_a_row(outputs, query.shape[2])
 

@@ -22,8 +22,8 @@ class SourceAttention:
         """``keys`` and ``values`` (1, K, S, D); ``mask`` (1, 1, 1, S), to be added to the scores, or None."""
         heads = (keys.shape[1] * attention.num_key_value_groups, attention.head_dim)  # H, D
         keys, values = (x[0].repeat_interleave(attention.num_key_value_groups, dim=0) for x in (keys, values))
-        query = attention.q_proj.weight.view(*heads, -1)  # (H, D, C)
-        output = attention.o_proj.weight.T.view(*heads, -1)  # (H, D, C)
+        query = attention.q_proj.weight.reshape(*heads, -1)  # (H, D, C)
+        output = attention.o_proj.weight.T.reshape(*heads, -1)  # (H, D, C)
         self.shape = keys.shape[:2]  # H, S
         self.asked = (keys @ query * attention.scaling).flatten(0, 1).T.contiguous()  # A
         self.given = (values @ output).flatten(0, 1)  # Z

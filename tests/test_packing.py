@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dragoman.modeling import attention, few_keys, packed_attention
+from dragoman.modeling import attention, packed_attention
 from dragoman.modeling.attention import eager_attention
 from dragoman.modeling.encoder import Encoder
 from dragoman.modeling.packed_attention import attend_packed
@@ -223,15 +223,15 @@ class TestAttention:
             q, k, v = (copy.transpose(1, 2) for copy in copies)
             output = attend_packed(sdpa_attention_forward, module, q, k, v, packing, None, 0.0, 0.3)
             node: Any = output.grad_fn
-            nodes.append(f"{node} {node.next_functions}")  # for halves, a copy and what was copied
+            nodes.append(f"{node} {node.next_functions}")  # in bfloat16, a copy and what was copied
             return [output, *torch.autograd.grad(output, copies, upstream.to(dtype))]
 
         nodes: list[str] = []
         found = attend(dtype)
         with monkeypatch.context() as patched:
             patched.setattr(packed_attention, "KERNEL", None)
-            patched.setattr(few_keys, "FEW", {})
-            expected = attend(torch.promote_types(dtype, torch.float32))  # halves, few as they are, go as floats
+            # few as the keys are, they go as floats
+            expected = attend(torch.float32 if dtype == torch.bfloat16 else dtype)
         torch.testing.assert_close(found, [x.to(dtype) for x in expected], rtol=0, atol=0)  # the same kernel
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # who asks for it gets it
             by_another = attend(dtype)
