@@ -27,7 +27,9 @@ class SourceAttention:
         self.shape = keys.shape[:2]  # H, S
         self.asked = (keys @ query * attention.scaling).flatten(0, 1).T.contiguous()  # A
         self.given = (values @ output).flatten(0, 1)  # Z
-        scores = self.asked.new_zeros(self.shape) if mask is None else mask[0, 0].expand(self.shape)
+        scores = self.asked.new_zeros(self.shape)
+        if mask is not None:
+            scores = scores + mask[0, 0].clamp(min=torch.finfo(mask.dtype).min)  # of nothing to see, the mean
         if attention.q_proj.bias is not None:
             scores = scores + (keys @ attention.q_proj.bias.view(*heads, 1))[..., 0] * attention.scaling
         self.scores = scores.flatten()  # of whatever asks

@@ -50,7 +50,7 @@ def test_the_formula_up_to_a_number_of_keys() -> None:
         assert kernel(attention(x, source, mask=None)[0]) == expected
 
 
-def test_other_types_and_what_does_not_train_are_left_alone() -> None:
+def test_other_types_and_what_does_not_train_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.float16, torch.float32, torch.float64):
         x, source, mask = inputs(4, dtype)
         assert kernel(layer(dtype)(x, source, mask=mask)[0]) == "kernel"
@@ -60,6 +60,8 @@ def test_other_types_and_what_does_not_train_are_left_alone() -> None:
     with torch.no_grad():
         assert not trains_on_few_keys(q, k, 4)
     assert not trains_on_few_keys(q.to("meta"), k.to("meta"), 4)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # a graph's kernels are its compiler's
+    assert not trains_on_few_keys(q, k, 4)
 
 
 def test_who_asks_for_the_kernel_gets_it() -> None:
