@@ -1,7 +1,7 @@
 """Training in bfloat16 on the CPU.
 
-Backwards, SDPA's kernel for the CPU takes longer in bfloat16 than the plain formula, and than itself in fp32, where a
-query has few keys: up to three times as long (``benchmarks/few_keys.py``, docs/performance.md).
+There, where a query has few keys, SDPA's kernel goes backwards more slowly than the plain formula, and than itself in
+fp32: ``benchmarks/few_keys.py``, docs/performance.md.
 """
 
 import torch
