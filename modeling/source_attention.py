@@ -5,7 +5,7 @@ What a token asks of the source depends on it through one matrix, and what it ge
     softmax(x W_q Kᵀ · scale) V W_o = softmax(x A) Z,    A = W_q Kᵀ · scale (C, H·S),    Z = V W_o (H·S, C)
 
 Both are computed once a text. While the source has no more tokens than a head has channels, they are smaller than the
-``W_q`` and ``W_o`` that every step would otherwise wait for: ``benchmarks/generate.py``, docs/performance.md.
+``W_q`` and ``W_o`` that every step would otherwise read.
 """
 
 import torch
