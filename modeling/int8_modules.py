@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import check_ids
-from .int8_arithmetic import centre_correction, int8_product
+from .int8_arithmetic import Int8Product
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
@@ -59,7 +59,7 @@ class Int8Embedding(Int8Matrix):
 
 
 class Int8Linear(Int8Matrix):
-    """``x Wᵀ + b`` with an int8 ``W``: (..., K) to (..., N), by :func:`int8_product`.
+    """``x Wᵀ + b`` with an int8 ``W``: (..., K) to (..., N), by :class:`Int8Product`.
 
     Made ready for the kernel on first use, and again after its tensors were replaced or loaded anew.
 
@@ -68,10 +68,13 @@ class Int8Linear(Int8Matrix):
     """
 
     bias: Tensor | None
-    _ready: tuple[Tensor, Tensor, Tensor, Tensor | None] | None
+    _ready: Int8Product | None
 
-    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: nn.Parameter, weight_scale: nn.Parameter, bias: Tensor | None, lasting: bool = True
+    ) -> None:
         super().__init__(weight, weight_scale)
+        self.lasting = lasting  # and worth a second copy for batches, where it is large
         self.out_features, self.in_features = weight.shape
         set_bias(self, bias)
 
@@ -89,7 +92,7 @@ class Int8Linear(Int8Matrix):
         scale = torch.cat([layer.weight_scale for layer in layers])
         biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
         bias = None if all(layer.bias is None for layer in layers) else frozen(torch.cat(biases))
-        return cls(frozen(weight), frozen(scale), bias)
+        return cls(frozen(weight), frozen(scale), bias, lasting=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -97,14 +100,13 @@ class Int8Linear(Int8Matrix):
                 "No gradient passes through int8 weights: call it under torch.no_grad(), or train the fp32 model "
                 "(model.dequantize() gives one) and quantize that."
             )
-        ready = self._ready or self._make_ready()
+        product = self._ready or self._make_ready()
         if x.dim() == 2:
-            return int8_product(x, *ready)
-        return int8_product(x.reshape(-1, x.shape[-1]), *ready).view(*x.shape[:-1], -1)
+            return product(x)
+        return product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
-    def _make_ready(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        correction = centre_correction(self.weight, self.weight_scale)
-        self._ready = self.weight.T, self.weight_scale, correction, self.bias
+    def _make_ready(self) -> Int8Product:
+        self._ready = Int8Product(self.weight, self.weight_scale, self.bias, self.lasting)
         return self._ready
 
     def __setattr__(self, name: str, value: Any) -> None:

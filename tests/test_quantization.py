@@ -16,18 +16,26 @@ import pytest
 import torch
 from dragoman.modeling import int8_arithmetic, int8_loading
 from dragoman.modeling.embeddings import TokenEmbedding
-from dragoman.modeling.int8_arithmetic import centre_correction, int8_product, missing_kernel, quantize_rows
+from dragoman.modeling.int8_arithmetic import (
+    centre_correction,
+    has_packed_kernel,
+    is_worth_packing,
+    largest_sums,
+    missing_kernel,
+    quantize_rows,
+)
 from dragoman.modeling.int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
 
 import dragoman
-from dragoman import DragomanForConditionalGeneration, DragomanModel
+from dragoman import DragomanForConditionalGeneration, DragomanModel, presets
 from dragoman.verification import verify
 from support import OPTIONS, ROOT, batch, build, configured, describe, gradients, pairwise, relative_error, tiny
 
 Model = DragomanForConditionalGeneration
+LARGE = (1024, 1024)  # outputs, inputs: enough to be packed, and no more
 TYINGS = [(tied, shared) for tied in (True, False) for shared in (True, False)]
 
 
@@ -41,7 +49,7 @@ def linear(outputs: int, inputs: int, bias: bool = True, seed: int = 0) -> tuple
 def exact(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """What is meant, in float64: x rounded to 127ths of each row's largest, times the int8 matrix."""
     largest = x.double().abs().amax(-1, keepdim=True)
-    levels = torch.where(largest > 0, torch.floor(127 * x.double() / largest + 0.5), 0.0)
+    levels = torch.where(largest > 0, (127 * x.double() / largest).round(), 0.0)
     product = levels @ q.double().T * scale.double() * largest / 127
     return product if bias is None else product + bias.double()
 
@@ -90,6 +98,70 @@ def test_products_are_exact(rows: int, inputs: int, outputs: int, bias: bool) ->
     torch.testing.assert_close(layer(x).double() / size, expected / size, rtol=1e-4, atol=1e-6)
 
 
+def test_a_half_goes_to_the_even_one() -> None:
+    identity = Int8Linear(frozen(torch.eye(5).to(torch.int8)), frozen(torch.ones(5)), None)
+    x = torch.tensor([[127.0, 0.5, 1.5, -0.5, -2.5]])
+    torch.testing.assert_close(identity(x), torch.tensor([[127.0, 0.0, 2.0, 0.0, -2.0]]), rtol=0, atol=1e-5)
+
+
+def large_sums() -> tuple[Int8Linear, Tensor]:
+    """Above 2²⁴, where not every integer is a float."""
+    _, layer = linear(*LARGE)
+    q = torch.randint(100, 128, LARGE, dtype=torch.int8)
+    layer.weight = frozen(torch.where(torch.arange(len(q))[:, None] % 2 == 0, q, -q))
+    return layer, torch.rand(5, LARGE[1]) + 1
+
+
+def test_a_packed_matrix_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_packed_kernel(), "the machine that runs the tests has one"
+    layer, x = large_sums()
+    packed = layer(x)
+    assert layer._ready is not None
+    assert layer._ready.packed is not None
+    monkeypatch.setattr(int8_arithmetic, "has_packed_kernel", lambda: False)
+    plain = copy.deepcopy(layer)
+    assert torch.equal(plain(x), packed)
+    assert plain._ready is not None
+    assert plain._ready.packed is None
+    wanted = exact(x, layer.weight, layer.weight_scale, layer.bias)
+    assert relative_error(packed, wanted) < 1e-5
+
+
+def test_what_is_packed() -> None:
+    """A large matrix, for more than a row, and only where it will be used again."""
+    (outputs, inputs), x = LARGE, torch.randn(2, 1024)
+    for layer, rows, packs in [
+        (linear(outputs, inputs)[1], 2, True),
+        (linear(outputs, inputs)[1], 1, False),
+        (linear(outputs - 1, inputs)[1], 2, False),
+        (linear(2 * outputs, inputs // 2)[1], 2, False),
+        (linear(4 * outputs, inputs // 2)[1], 2, True),
+        (Int8Linear.fuse([linear(outputs, inputs)[1]] * 2), 2, False),
+    ]:
+        layer(x[:rows, : layer.in_features])
+        assert layer._ready is not None
+        assert (layer._ready.packed is not None) == packs, describe_shape(layer)
+        assert "packed" not in str(layer.state_dict().keys())
+
+
+def test_how_much_the_documentation_says_is_held_twice() -> None:
+    with torch.device("meta"):
+        model = Model(presets.transformer_base(vocab_size=32000))
+    shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    twice = sum(shape.numel() for shape in shapes if is_worth_packing(*shape))
+    every = sum(shape.numel() for shape in shapes)  # the vectors of the tokens are the head's
+    text = " ".join((ROOT / "docs" / "quantization.md").read_text("utf-8").split())
+    assert (
+        f"{every / 1e6:.1f} million weights of the preset `transformer_base` (32,000 tokens) {twice / 1e6:.1f} million"
+        in text
+    )
+    assert f"takes {(every + twice) / every / 4:.0%}".replace("%", " %") in text
+
+
+def describe_shape(layer: Int8Linear) -> str:
+    return f"{layer.in_features} to {layer.out_features}"
+
+
 def test_a_row_of_zeros_gives_the_bias() -> None:
     _, layer = linear(6, 8)
     x = torch.randn(3, 8)
@@ -106,12 +178,13 @@ def test_what_is_not_finite_stays_so_in_its_row() -> None:
     assert layer(x)[[0, 2]].isfinite().all()
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    _, layer = linear(200, 96)
-    x = torch.randn(33, 96) * torch.logspace(-2, 2, 33)[:, None]
+@pytest.mark.parametrize(("outputs", "inputs"), [(200, 96), LARGE])
+def test_a_row_does_not_depend_on_the_others(outputs: int, inputs: int) -> None:
+    _, layer = linear(outputs, inputs)
+    x = torch.randn(33, inputs) * torch.logspace(-2, 2, 33)[:, None]
     together = layer(x)
     assert torch.equal(together, torch.cat([layer(row[None]) for row in x]))
-    assert torch.equal(together, layer(x.view(3, 11, 96)).view(33, 200))
+    assert torch.equal(together, layer(x.view(3, 11, inputs)).view(33, outputs))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2 if threads == 1 else 1)
@@ -146,17 +219,18 @@ def test_as_close_to_fp32_as_torch_comes() -> None:
     assert relative_error(ours(x), wanted) < 0.015
 
 
-def test_products_follow_their_tensors() -> None:
+@pytest.mark.parametrize(("outputs", "inputs"), [(6, 8), LARGE])
+def test_products_follow_their_tensors(outputs: int, inputs: int) -> None:
     """What was made ready for the kernel is not kept when its tensors change."""
-    _, one = linear(6, 8, seed=0)
-    _, other = linear(6, 8, seed=1)
-    x = torch.randn(3, 8)
+    _, one = linear(outputs, inputs, seed=0)
+    _, other = linear(outputs, inputs, seed=1)
+    x = torch.randn(3, inputs)
     wanted = other(x)
     first = one(x)
     one.load_state_dict(other.state_dict())
     assert torch.equal(one(x), wanted)
     assert not torch.equal(first, wanted)
-    _, one = linear(6, 8, seed=0)
+    _, one = linear(outputs, inputs, seed=0)
     one(x)
     one.weight, one.weight_scale, one.bias = other.weight, other.weight_scale, other.bias
     assert torch.equal(one(x), wanted)
@@ -485,9 +559,11 @@ def test_a_model_in_half_precision_becomes_what_is_loaded(tmp_path: Path) -> Non
 
 @pytest.fixture
 def probed_anew() -> Any:
-    missing_kernel.cache_clear()
+    for probe in (missing_kernel, has_packed_kernel):
+        probe.cache_clear()
     yield
-    missing_kernel.cache_clear()
+    for probe in (missing_kernel, has_packed_kernel):
+        probe.cache_clear()
 
 
 def cut_off(levels: Tensor, matrix: Tensor) -> Tensor:
@@ -520,6 +596,17 @@ def test_a_machine_without_a_kernel(
 
 
 @pytest.mark.usefixtures("probed_anew")
+@pytest.mark.parametrize("kernel", [cut_off, no_kernel])
+def test_a_machine_without_a_packed_kernel(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = large_sums()
+    wanted = copy.deepcopy(layer)(x)
+    has_packed_kernel.cache_clear()
+    monkeypatch.setattr(int8_arithmetic, "packed_int_mm", lambda levels, _: kernel(levels, largest_sums()[1].T))
+    assert not has_packed_kernel()
+    assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.usefixtures("probed_anew")
 def test_a_torch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert "oneDNN" in str(missing_kernel())
@@ -529,7 +616,6 @@ def test_registering_again_changes_nothing() -> None:
     int8_loading.register_int8()
     assert int8_loading.AUTO_QUANTIZER_MAPPING["dragoman_int8"] is int8_loading.Int8Quantizer
     assert centre_correction(torch.full((1, 3), 2, dtype=torch.int8), torch.tensor([0.5])).item() == -384
-    assert int8_arithmetic.int8_product is int8_product
 
 
 def test_the_folder_passes_and_describes_itself(quantized: Model, tmp_path: Path) -> None:
