@@ -153,10 +153,12 @@ class DragomanTrainer(Seq2SeqTrainer):
         if "labels" in inputs:
             inputs["labels"] = self._without_repeated_rows(inputs["labels"])
             tokens = int((inputs["labels"] != IGNORE_INDEX).sum())
-        read = not (prediction_loss_only or self.args.predict_with_generate)  # type: ignore[attr-defined]
+        unread = prediction_loss_only or self.args.predict_with_generate  # type: ignore[attr-defined]
+        # else who computes the loss may want the logits, and look at the model
+        ours = self.compute_loss_func is None and type(self).compute_loss is DragomanTrainer.compute_loss
         parameters = inspect.signature(unwrap_peft_model(self.model).forward).parameters
         call: Any = model
-        if not read and "return_logits" in parameters:
+        if unread and ours and "return_logits" in parameters:
             call = functools.partial(model, return_logits=False)
         loss, predictions, labels = super().prediction_step(
             call, inputs, prediction_loss_only, ignore_keys, **gen_kwargs

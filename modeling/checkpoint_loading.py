@@ -23,10 +23,11 @@ class CheckpointLoading(PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)
         where = pretrained_model_name_or_path
         folder = None if where is None else Path(where, kwargs.get("subfolder") or "")
-        if folder is not None and folder.is_dir() and kwargs.get("config") is None:
-            refuse_half_saved(folder)
-        if kwargs["use_safetensors"] and folder is not None and folder.is_dir():
-            check_files(folder, kwargs.get("variant"))
+        if folder is not None and folder.is_dir() and not is_adapter(folder):
+            if kwargs.get("config") is None:
+                refuse_half_saved(folder)
+            if kwargs["use_safetensors"]:
+                check_files(folder, kwargs.get("variant"))
         try:
             return super().from_pretrained(where, *args, **kwargs)
         except Exception as error:
@@ -46,6 +47,11 @@ class CheckpointLoading(PreTrainedModel):
         refuse_other_types(model, loading_info.unexpected_keys, where)
         refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter alone, whose model transformers finds elsewhere."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def refuse_half_saved(folder: Path) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import Attention
 from .decoder import Decoder, DecoderLayer
@@ -71,9 +73,11 @@ def is_new_and_dynamic(cache: Any) -> bool:
 def is_untouched(model: Any) -> bool:
     """Whether all is ours down to the parts that the step calls, nothing drops out, and nobody listens in between."""
     base, head = model.base_model, model.get_output_embeddings()
-    known = all(getattr(model, name).__qualname__ == ours for name, ours in KNOWN.items())
-    known = known and base.forward.__qualname__ == "DragomanModel.forward"
+    called = [(model, name, ours) for name, ours in KNOWN.items()] + [(base, "forward", "DragomanModel.forward")]
+    known = all(getattr(getattr(owner, name), "__qualname__", None) == ours for owner, name, ours in called)
     if not known or model.training or model.config._attn_implementation != "sdpa":
+        return False
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:  # registered anew
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]

@@ -146,11 +146,8 @@ class DecodingLayer:
         self, layer: DecoderLayer, states: Tensor, source_mask: Tensor | None, copies: int, beams: int
     ) -> None:
         attention, cross = layer.self_attn, layer.cross_attn
-        self.size, self.scaling, self.grouped = (
-            attention.head_dim,
-            attention.scaling,
-            attention.num_key_value_groups > 1,
-        )
+        self.size, self.grouped = attention.head_dim, attention.num_key_value_groups > 1
+        self.scaling, self.source_scaling = attention.scaling, cross.scaling
         self.qkv = FewRowLinear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.o, self.cross_q, self.cross_o = map(FewRowLinear, (attention.o_proj, cross.q_proj, cross.o_proj))
         self.feed_forward, linears = feed_forward_of(layer.feed_forward)
@@ -189,16 +186,17 @@ class DecodingLayer:
             self._write(key_value)
             key_value = self.store.narrow(2, 0, self.length)
         key, value = key_value.split(self.kv_heads, dim=1)
-        return self.o(self._weigh(query, key, value, mask).view(x.shape[0], -1))
+        return self.o(self._weigh(query, key, value, mask, self.scaling).view(x.shape[0], -1))
 
     def _attend_to_source(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.multiplied_out is not None:
             return self.multiplied_out(x)
         query = self.cross_q(x).view(len(self.source_keys), -1, self.q_heads, self.size).transpose(1, 2)
-        return self.cross_o(self._weigh(query, self.source_keys, self.source_values, mask).view(x.shape[0], -1))
+        y = self._weigh(query, self.source_keys, self.source_values, mask, self.source_scaling)
+        return self.cross_o(y.view(x.shape[0], -1))
 
-    def _weigh(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        y = F.scaled_dot_product_attention(query, key, value, mask, scale=self.scaling, enable_gqa=self.grouped)
+    def _weigh(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        y = F.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=self.grouped)
         return y.transpose(1, 2).flatten(2)  # (P, N, H·D)
 
     def _write(self, key_value: Tensor) -> None:

@@ -20,8 +20,13 @@ class TokenEmbedding(nn.Embedding):
         self.scale = scale
         self.fixed_id = fixed_id
 
+    @property
+    def embed_scale(self) -> Tensor:
+        """The scale by the name, and of the type, that peft looks for when it adds to a row or replaces one."""
+        return torch.tensor(self.scale, dtype=self.weight.dtype)
+
     def forward(self, ids: Tensor) -> Tensor:
-        check_ids(ids, self.weight.shape[0], "Token id")  # num_embeddings lags behind a tied resize
+        check_ids(ids, self.weight.shape[0], "Token id")
         return F.embedding(ids, self.weight, self.fixed_id) * self.scale  # (B, T, C)
 
 

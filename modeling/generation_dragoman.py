@@ -79,11 +79,13 @@ class DecodingLoops(GenerationMixin):
         self.cache = arguments["past_key_values"]
         self.sources: Tensor | None = None  # those not finished yet; None: all
         self.criteria = Watched(StoppingCriteriaList())
-        self.returns_all = config.return_dict_in_generate
+        # transformers' private mark of a cache that the caller holds, and will find filled
+        self.returns_all = config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", False)
         self.drops = self.total > 1 and not self.returns_all  # where nobody asks for the scores of what is finished
 
     def sample(self, input_ids: LongTensor, stopping_criteria: StoppingCriteriaList, **kwargs: Any) -> Any:
-        if self.drops:
+        pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)  # as the loop asks
+        if self.drops and pads:  # else a row that is finished goes on as long as the others
             stopping_criteria = self.criteria = Watched(stopping_criteria)
         loop: Any = GenerationMixin._sample
         return self._returned(loop(self, input_ids, stopping_criteria=stopping_criteria, **kwargs))

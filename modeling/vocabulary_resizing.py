@@ -27,6 +27,8 @@ class VocabularyResizingMixin:
         if decoder is not None and not self.config.share_embeddings:
             self._resize(decoder.embed_tokens, new_num_tokens, pad_to_multiple_of, mean_resizing)
         resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)  # type: ignore[misc]
+        if decoder is not None:
+            decoder.embed_tokens.num_embeddings = len(decoder.embed_tokens.weight)  # a tied one got its rows by tying
         if self.config.source_vocab_size is not None:
             self.config.source_vocab_size = self.config.vocab_size
         return resized

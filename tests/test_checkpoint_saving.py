@@ -210,6 +210,19 @@ def test_an_adapter_replaces_no_model(models: dict[str, Any], tmp_path: Path) ->
     assert classify(tmp_path, models) == "old"
 
 
+def test_an_adapter_alone_is_loaded_by_any_class(models: dict[str, Any], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    models["old"].save_pretrained(tmp_path / "base")
+    adapted = DragomanForConditionalGeneration.from_pretrained(tmp_path / "base")
+    adapted.add_adapter(peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    inputs = batch(adapted.config)
+    for cls in (DragomanForConditionalGeneration, AutoModelForSeq2SeqLM):
+        loaded = cls.from_pretrained(tmp_path / "adapter")
+        torch.testing.assert_close(loaded(**inputs).logits, adapted(**inputs).logits)
+
+
 def test_signature_is_transformers_own() -> None:
     ours, theirs = (
         {name: parameter.default for name, parameter in inspect.signature(cls.save_pretrained).parameters.items()}

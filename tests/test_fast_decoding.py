@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import inspect
 import itertools
 import textwrap
@@ -18,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import AttentionInterface, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation.streamers import BaseStreamer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dragoman import DragomanConfig, DragomanForConditionalGeneration
 from support import OPTIONS, SCHEMES, batch, build, configured, describe, pairwise, tiny
@@ -215,6 +217,10 @@ def test_finished_rows_are_left_out(copies: int, runs: Runs, monkeypatch: pytest
     widths.clear()
     runs.same(model, **inputs, **mode, **scores, stopping_criteria=StoppingCriteriaList([Ends()]), eos_token_id=36)
     assert set(widths) == {4 * copies}  # asked for, scores of finished rows are real ones
+    widths.clear()
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    runs.same(model, **inputs, **mode, stopping_criteria=StoppingCriteriaList([Ends()]))
+    assert set(widths) == {4 * copies}  # without an end token the loop goes on writing them
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -245,6 +251,29 @@ def test_the_cache_is_handed_over(scheme: str, mode: dict[str, Any], runs: Runs)
     for half in ("self_attention_cache", "cross_attention_cache"):
         for ours, stock in zip(*(getattr(cache, half).layers for cache in caches), strict=True):
             torch.testing.assert_close((ours.keys, ours.values), (stock.keys, stock.values))
+
+
+@modes
+def test_the_callers_cache_is_filled(mode: dict[str, Any], runs: Runs) -> None:
+    model, inputs = MODELS["rotary"]
+    caches = []
+    for generate in (runs.fast, runs.stock):
+        caches.append(EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config)))
+        generate(model, **inputs, **mode, no_repeat_ngram_size=2, past_key_values=caches[-1])
+    assert runs.covered == [True]
+    for half in ("self_attention_cache", "cross_attention_cache"):
+        for ours, stock in zip(*(getattr(cache, half).layers for cache in caches), strict=True):
+            torch.testing.assert_close((ours.keys, ours.values), (stock.keys, stock.values))
+
+
+def test_a_scaling_of_its_own(runs: Runs) -> None:
+    model, inputs = prepare(tiny(dropout=0.0, position_encoding="rotary"))
+    for layer in model.model.decoder.layers:
+        layer.cross_attn.scaling *= 3
+    arguments = {**inputs, "return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 4}
+    found, expected = runs.fast(model, **arguments), runs.stock(model, **arguments)
+    assert runs.covered == [True]
+    torch.testing.assert_close(found.logits, expected.logits)
 
 
 @modes
@@ -466,6 +495,10 @@ def own_forward(model: Model, _: dict[str, Any]) -> None:
     part.forward = lambda *args, **kwargs: forward(*args, **kwargs)  # type: ignore[method-assign]
 
 
+def partial_forward(model: Model, _: dict[str, Any]) -> None:
+    model.forward = functools.partial(model.forward)  # type: ignore[method-assign]
+
+
 def filled_cache(model: Model, inputs: dict[str, Any]) -> None:
     cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     ids = torch.tensor([[1, 5, 6]] * 4)
@@ -481,6 +514,7 @@ FALLS_BACK: dict[str, Any] = {
     "hook on the head": hooked(lambda model: model.lm_head),
     "hook on the base": hooked(lambda model: model.model),
     "forward of its own": own_forward,
+    "forward without a name": partial_forward,
     "compiled layer": lambda model, _: model.model.decoder.layers[0].compile(backend="eager"),
     "eager attention": lambda model, _: model.set_attn_implementation("eager"),
     "training": lambda model, _: model.train(),
@@ -517,6 +551,20 @@ def test_what_falls_back(change: Callable[[Model, dict[str, Any]], None], runs: 
     assert runs.covered == [False]
     found, expected = (x if isinstance(x, Tensor) else x.sequences for x in (found, expected))
     assert found.tolist() == expected.tolist()
+
+
+def test_another_sdpa_falls_back(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = prepare(tiny(dropout=0.0, position_encoding="rotary"))
+    plain = runs.fast(model, **inputs)
+
+    def half(*args: Any, **kwargs: Any) -> Any:
+        output, weights = sdpa_attention_forward(*args, **kwargs)
+        return output / 2, weights
+
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", AttentionInterface._global_mapping | {"sdpa": half})
+    found = runs.fast(model, **inputs)
+    assert runs.covered == [False]
+    assert found.tolist() == runs.stock(model, **inputs).tolist() != plain.tolist()
 
 
 def test_a_prefix_of_peft_falls_back_and_is_used(runs: Runs) -> None:

@@ -66,6 +66,22 @@ def test_equals_cross_entropy_of_all_logits(bias: bool, smoothing: float, scale:
         torch.testing.assert_close(head_cross_entropy(states, head, labels, None, smoothing, scale), expected)
 
 
+@pytest.mark.parametrize(("bias", "smoothing", "scale"), [(True, 0.0, 1.0), (False, 0.3, 0.4)])
+def test_gradients_may_be_differentiated(bias: bool, smoothing: float, scale: float) -> None:
+    states, head, labels = case(bias)
+    inputs = tensors(states, head)
+    vectors = [torch.randn_like(x) for x in inputs]
+
+    def products(loss: Tensor) -> list[Tensor]:
+        """Of the Hessian with a vector."""
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+        along = sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
+        return list(torch.autograd.grad(along, inputs, allow_unused=True))
+
+    expected = products(reference(states, head, labels, smoothing, scale))
+    torch.testing.assert_close(products(head_cross_entropy(states, head, labels, None, smoothing, scale)), expected)
+
+
 def test_smoothing_is_the_trainers() -> None:
     states, head, labels = case()
     for count in (None, 31):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from dragoman.modeling.position_encodings import sinusoids
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
-from support import SCHEMES, batch, build, tiny
+from support import SCHEMES, batch, build, recurrent, tiny
 
 
 def test_resizing_keeps_the_old_rows() -> None:
@@ -24,6 +25,15 @@ def test_resizing_keeps_the_old_rows() -> None:
         two.resize_token_embeddings(50)
     with pytest.raises(ValueError, match="call resize_token_embeddings"):
         model.resize_source_embeddings(50)
+
+
+@pytest.mark.parametrize("config", [tiny(), tiny(share_embeddings=False), recurrent()])
+def test_resized_embeddings_know_their_size(config: Any) -> None:
+    """peft goes by it."""
+    model = build(config)
+    model.resize_token_embeddings(45)
+    for side in (model.get_encoder(), model.get_decoder()):
+        assert side.embed_tokens.num_embeddings == len(side.embed_tokens.weight) == 45
 
 
 def test_resizing_to_a_multiple_of() -> None:

@@ -68,6 +68,27 @@ def test_evaluation_gives_metrics_their_logits(tokenizer: DragomanTokenizer, tmp
     assert run.predict(without_labels).predictions.shape == (4, 7)
 
 
+class LooksInside(DragomanTrainer):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        assert model.config.vocab_size
+        outputs = model(**inputs)
+        loss = outputs.loss + 0 * outputs.logits.sum()
+        return (loss, outputs) if return_outputs else loss
+
+
+def loss_of_logits(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+
+@pytest.mark.parametrize("own", [{"trainer_class": LooksInside}, {"compute_loss_func": loss_of_logits}])
+def test_evaluation_with_a_loss_of_the_users(own: dict[str, Any], tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
+    run = trainer(tokenizer, tmp_path, model, **{"trainer_class": DragomanTrainer, **own})
+    assert run.evaluate()["eval_loss"] == pytest.approx(likelihood(model.eval(), tokenizer), rel=1e-5)
+
+
 def test_training_is_the_stock_trainers(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
     """In any encoder-decoder; also with an evaluation in the middle."""
     bart = BartConfig(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16)
@@ -187,3 +208,17 @@ class TestLora:
         merged = model.merge_and_unload()
         assert relative_error(merged(**inputs).logits, logits) < 1e-4
         assert merged.generate(**source, max_new_tokens=6).tolist() == ids.tolist()
+
+    def test_token_vectors_keep_their_scale(self) -> None:
+        """peft looks rows up itself, and multiplies by what it knows of a scale."""
+        peft = pytest.importorskip("peft")
+        config = tiny(tie_word_embeddings=False, share_embeddings=False)
+        inputs = batch(config)
+        plain = build(config)(**inputs).logits
+        replaced = peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6])
+        torch.testing.assert_close(peft.get_peft_model(build(config), replaced).eval()(**inputs).logits, plain)
+        added = peft.LoraConfig(target_modules=["embed_tokens"], r=4, init_lora_weights=False)
+        model = peft.get_peft_model(build(config), added).eval()
+        logits = model(**inputs).logits
+        assert relative_error(logits, plain) > 1e-2
+        torch.testing.assert_close(model.merge_and_unload()(**inputs).logits, logits, rtol=1e-4, atol=1e-4)

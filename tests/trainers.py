@@ -28,7 +28,8 @@ def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arg
         torch.manual_seed(0)
         model = DragomanForConditionalGeneration(DragomanConfig.from_tokenizer(tokenizer, preset=tiny(dropout=0.1)))
     collator = arguments.pop("collator", None) or DataCollatorForSeq2Seq(tokenizer, model=model)
-    trainer_class, metrics = arguments.pop("trainer_class", Seq2SeqTrainer), arguments.pop("compute_metrics", None)
+    trainer_class = arguments.pop("trainer_class", Seq2SeqTrainer)
+    functions = {name: arguments.pop(name, None) for name in ("compute_metrics", "compute_loss_func")}
     defaults = {
         "per_device_train_batch_size": 8,
         "learning_rate": 3e-3,
@@ -46,7 +47,7 @@ def trainer(tokenizer: DragomanTokenizer, folder: Path, model: Any = None, **arg
         train_dataset=rows(tokenizer),
         eval_dataset=rows(tokenizer, 11),
         processing_class=tokenizer,
-        compute_metrics=metrics,
+        **functions,
     )
 
 
