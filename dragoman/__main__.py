@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from safetensors import SafetensorError
 
 from .configuration.base_configuration import VERSION
 
@@ -36,7 +38,7 @@ def check(
     overrides = dict(map(parse_field, fields or []))
     try:
         verdicts = check_lines(model, [*only, *(more or [])] if only else None, overrides)
-    except ValueError as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise typer.BadParameter(str(error)) from error
     raise typer.Exit(print_verdicts(model, verdicts))
 
@@ -101,7 +103,7 @@ def convert(
     logging.disable_progress_bar()
     try:
         conversion = convert_folder(source, target, to)
-    except (ConversionError, OSError) as error:
+    except (ConversionError, ValueError, OSError, StrictDataclassError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
     print(f"{conversion.source} -> {conversion.target}: {conversion.parameters:,} parameters in {target}")
@@ -127,8 +129,9 @@ def average(
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise ValueError(f"{to} exists: name a new folder.")
         chosen = select_checkpoints(output_dir, last, best, metric)
-        average_checkpoints(chosen).save_pretrained(to)
-        copy_tokenizer(chosen[-1], to)
+        model = average_checkpoints(chosen)
+        copy_tokenizer(chosen[-1], to)  # first: it may not be readable
+        model.save_pretrained(to)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error

@@ -178,4 +178,8 @@ def load(folder: Path) -> PreTrainedModel:
 def copy_tokenizer(folder: Path, target: Path) -> None:
     """If the Trainer saved one there, its ``processing_class``."""
     if (folder / "tokenizer_config.json").is_file():
-        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"The tokenizer in {folder} cannot be read: {error}") from error
+        tokenizer.save_pretrained(target)

@@ -117,7 +117,10 @@ def _kind(character: str) -> str:
         return " "
     if character in "'\N{RIGHT SINGLE QUOTATION MARK}":
         return "'"
-    if unicodedata.category(character)[0] not in "LMN":
+    category = unicodedata.category(character)
+    if category == "Cf" and character != "\N{ZERO WIDTH SPACE}":  # joiners, soft hyphens, ...: of the word around
+        return "V"
+    if category[0] not in "LMN":
         return "S"
     name = unicodedata.name(character, "")
     if name.startswith("VARIATION SELECTOR"):

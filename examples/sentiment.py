@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.text import Text
 from transformers import (
@@ -35,7 +36,7 @@ from transformers import (
 )
 
 from dragoman import DragomanConfig, DragomanTokenizer
-from sentiment_data import LabelledTexts, Rows, read_file, read_reviews
+from sentiment_data import LabelledTexts, Rows, read_rows
 
 matplotlib.use("Agg")
 from matplotlib import font_manager
@@ -194,8 +195,9 @@ def show(held_out: Rows, names: list[str], trainer: Trainer, arguments: Argument
     words = decisive_words(explained)
     words = words[:LISTED] + words[-LISTED:] if len(words) > 2 * LISTED else words
     console = Console()
-    for title, part in ((f"for {names[label]!r}", words[::-1][:LISTED]), ("against it", words[:LISTED])):
-        console.print(f"\nMost decisive words {title}: " + ", ".join(word for word, _ in part), markup=False)
+    in_favour, against = [w for w, share in reversed(words) if share > 0], [w for w, share in words if share < 0]
+    for title, part in ((f"for {names[label]!r}", in_favour), ("against it", against)):
+        console.print(f"\nMost decisive words {title}: " + ", ".join(part[:LISTED]), markup=False)
     console.print(f"\nTexts, with what speaks for {names[label]!r} on green and against it on red:", markup=False)
     for (_, own), evidence in list(zip(sample, explained, strict=True))[:: max(1, len(sample) // SHOWN)][:SHOWN]:
         console.print(Text(f"[{own}] ") + highlight(evidence))
@@ -204,15 +206,15 @@ def show(held_out: Rows, names: list[str], trainer: Trainer, arguments: Argument
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(argv)
-    if (arguments.train_file is None) != (arguments.validation_file is None):
-        raise SystemExit("Give --train_file and --validation_file, or neither.")
-    if arguments.train_file is None:
-        rows, held_out = read_reviews()
-    else:
-        rows, held_out = read_file(arguments.train_file), read_file(arguments.validation_file)
+    try:
+        run(arguments)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"sentiment: {error}") from error
+
+
+def run(arguments: Arguments) -> None:
+    rows, held_out = read_rows(arguments.train_file, arguments.validation_file)
     names = sorted({label for _, label in rows})
-    if unknown := sorted({label for _, label in held_out} - set(names)):
-        raise SystemExit(f"{arguments.validation_file} has labels that {arguments.train_file} lacks: {unknown}")
     tokenizer = DragomanTokenizer.train((text for text, _ in rows), vocab_size=arguments.vocab_size)
     unlike = {f.name: getattr(arguments, f.name) for f in fields(Arguments) if f.type in (int, float, str)}
     unlike = {name: value for name, value in unlike.items() if value != getattr(Arguments, name)}

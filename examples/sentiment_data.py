@@ -37,7 +37,10 @@ def read_reviews() -> tuple[Rows, Rows]:
 
 def read_lines(file: Path) -> list[str]:
     """Cut where lines end, and not at the other characters that ``splitlines()`` cuts at (U+2028, U+0085, ...)."""
-    return [line.removesuffix("\r") for line in file.read_bytes().decode("utf-8-sig").split("\n")]
+    try:
+        return [line.removesuffix("\r") for line in file.read_bytes().decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def bare(text: str) -> str:
@@ -69,6 +72,24 @@ def read_file(file: Path) -> Rows:
     if not rows:
         raise ValueError(f"{file} holds no labelled text")
     return rows
+
+
+def read_rows(train_file: Path | None, validation_file: Path | None) -> tuple[Rows, Rows]:
+    """To learn from, and to measure on: of the files, or the reviews.
+
+    Raises ValueError where one of the files is missing, or their labels do not make a task.
+    """
+    if train_file is None and validation_file is None:
+        return read_reviews()
+    if train_file is None or validation_file is None:
+        raise ValueError("give --train_file and --validation_file, or neither")
+    rows, held_out = read_file(train_file), read_file(validation_file)
+    names = {label for _, label in rows}
+    if len(names) < 2:
+        raise ValueError(f"{train_file} has one label, {rows[0][1]!r}: there is nothing to tell apart")
+    if unknown := sorted({label for _, label in held_out} - names):
+        raise ValueError(f"{validation_file} has labels that {train_file} lacks: {unknown}")
+    return rows, held_out
 
 
 class LabelledTexts(Dataset[dict[str, Any]]):

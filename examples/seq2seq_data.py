@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
@@ -64,6 +65,8 @@ def _collect(rows: Rows, name: str) -> Dataset:
         for column, text in zip(DEFAULT_COLUMNS, (source, target), strict=True):
             if not isinstance(text, str | None):
                 raise DataError(f"{place}: the {column} is not a string but {text!r:.40}.")
+            if text is not None and re.search("[\ud800-\udfff]", text):
+                raise DataError(f"{place}: the {column} holds half a character ({text!r:.40}).")
         if not (source or "").strip() or not (target or "").strip():
             empty.append(place)
         sources.append(source)
@@ -103,7 +106,9 @@ def _positions(header: list[str], columns: Columns, place: str) -> tuple[int, in
 def _table_rows(path: str, records: Iterator[tuple[int, list[str]]], columns: Columns | None) -> Rows:
     source, target = 0, 1
     if columns is not None:
-        number, header = next(records)
+        number, header = next(records, (0, []))
+        if not header:
+            raise DataError(f"{path}: no pairs in it.")
         source, target = _positions(header, columns, f"{path}:{number}")
     needed = max(source, target) + 1
     for number, record in records:

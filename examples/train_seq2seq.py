@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
+from sacrebleu import BLEU
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -117,6 +118,9 @@ class EvaluateInOrder(TrainerCallback):
 def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Dataset | None:
     if not needed:
         return None
+    if limit is not None and limit < 1:
+        name = {"train": "train", "validation": "eval", "test": "predict"}[split]
+        raise ValueError(f"--max_{name}_samples must be at least 1, not {limit}.")
     columns = (data.source_column, data.target_column) if data.source_column and data.target_column else None
     if columns is None and (data.source_column or data.target_column):
         raise ValueError("Name both --source_column and --target_column, or neither.")
@@ -188,6 +192,10 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
     try:
         if not (args.do_train or args.do_eval or args.do_predict):
             raise ValueError("Nothing to do: pass --do_train, --do_eval or --do_predict.")
+        if data.num_beams < 1:
+            raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
+        if data.bleu_tokenize not in BLEU.TOKENIZERS:
+            raise ValueError(f"--bleu_tokenize {data.bleu_tokenize}: choose from {', '.join(BLEU.TOKENIZERS)}.")
         train = read(data, "train", args.do_train, data.max_train_samples)
         validation = read(data, "validation", args.do_eval, data.max_eval_samples)
         test = read(data, "test", args.do_predict, data.max_predict_samples)

@@ -114,6 +114,9 @@ def test_selectors_belong_to_what_they_vary() -> None:
             "👨\N{ZERO WIDTH JOINER}👩",
         ],
         f"don{selector}'t{selector}": [f"don{selector}'t{selector}"],
+        "می\N{ZERO WIDTH NON-JOINER}خواهم کتاب": ["می\N{ZERO WIDTH NON-JOINER}خواهم", "کتاب"],
+        "co\N{SOFT HYPHEN}operate": ["co\N{SOFT HYPHEN}operate"],
+        "one\N{ZERO WIDTH SPACE}two": ["one", "\N{ZERO WIDTH SPACE}", "two"],
     }.items():
         assert [span.text for span in word_spans(text, [(i, i + 1) for i in range(len(text))])] == expected
 

@@ -219,6 +219,12 @@ def test_the_command_line(run: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["average", str(run), str(to), "--last", "2"])
     assert again.exit_code == 1
     assert "exists: name a new folder" in again.stderr
+    shutil.copytree(run, tmp_path / "broken")
+    (tmp_path / "broken" / "checkpoint-8" / "tokenizer_config.json").write_text("{")
+    refused = CliRunner().invoke(app, ["average", str(tmp_path / "broken"), str(tmp_path / "half"), "--last", "2"])
+    assert refused.exit_code == 1
+    assert "The tokenizer in" in refused.stderr
+    assert not (tmp_path / "half").exists()
     best = CliRunner().invoke(app, ["average", str(run), str(tmp_path / "best"), "--best", "1", "--metric", "loss"])
     assert best.exit_code == 0, best.output
 

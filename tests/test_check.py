@@ -13,7 +13,7 @@ import pytest
 import torch
 from dragoman.modeling import decoder, encoder, modeling_dragoman_recurrent, packing, recurrent_layers
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer
+from transformers import MarianConfig, MarianMTModel, Seq2SeqTrainer
 from typer.testing import CliRunner
 
 import dragoman
@@ -22,6 +22,7 @@ from dragoman.__main__ import app
 from dragoman.checking import LINES, Subject, Verdict, check, find_subject, judge, subjects, training
 from dragoman.checking.attention import uncompiled
 from dragoman.checking.verdicts import LIMITS, Evidence
+from ladder import SIDES
 from support import ROOT, SCHEMES
 
 Patch = pytest.MonkeyPatch
@@ -496,6 +497,15 @@ class TestCommandLine:
         status, printed = self.run(*arguments)
         assert status == 2
         assert message in printed
+
+    def test_damaged_weights(self, tmp_path: Path) -> None:
+        model = MarianMTModel(MarianConfig(**SIDES, vocab_size=20, pad_token_id=0, decoder_start_token_id=0))
+        model.save_pretrained(tmp_path)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-40])
+        status, printed = self.run(str(tmp_path), "--only", "2")
+        assert status == 2
+        assert "Invalid value" in printed
 
     def test_as_a_program(self) -> None:
         command = [sys.executable, "-m", "dragoman", "check", "bart", "--only", "8", "10"]

@@ -213,7 +213,9 @@ class TestTheCommandLine:
         assert "marian -> dragoman" in result.output
         assert "189 of 189 generated tokens are the same" in result.output
 
-    @pytest.mark.parametrize("case", ["missing", "there already", "same kind", "another family", "cut off"])
+    @pytest.mark.parametrize(
+        "case", ["missing", "there already", "same kind", "another family", "no family", "wrong size", "cut off"]
+    )
     def test_on_any_error_nothing_is_left(self, case: str, source: Path, tmp_path: Path) -> None:
         target, options, message = tmp_path / "target", [], ""
         if case == "missing":
@@ -225,6 +227,13 @@ class TestTheCommandLine:
         elif case == "another family":
             BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(source)
             message = "known are"
+        elif case == "no family":
+            (source / "config.json").write_text("{}")
+            message = "model_type"
+        elif case == "wrong size":
+            fields = json.loads((source / "config.json").read_text("utf-8"))
+            (source / "config.json").write_text(json.dumps(fields | {"d_model": "many"}))
+            message = "d_model"
         else:
             content = (source / "model.safetensors").read_bytes()
             (source / "model.safetensors").write_bytes(content[:-40])

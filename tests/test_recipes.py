@@ -36,7 +36,7 @@ DATA = {
 
 def run(recipe: str, folder: Path, seeds: list[int], train: str) -> tuple[str, dict[str, Any]]:
     data, output = folder / "data", folder / "out"
-    data.mkdir()
+    data.mkdir(exist_ok=True)
     for name, text in DATA[recipe].items():
         (data / name).write_text(text, "utf-8")
     chosen = [part for seed in seeds for part in ("--seeds", str(seed))]
@@ -70,6 +70,9 @@ def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
     assert "ensemble" not in result
     averaged = (tmp_path / "out" / "seed-0-average").is_dir()
     assert averaged == ("average" in json.loads((RECIPES / recipe / "recipe.json").read_text("utf-8")))
+    (tmp_path / "out" / "seed-0" / "checkpoint-9999").mkdir(exist_ok=True)
+    run(recipe, tmp_path, [0], f"{epochs} --logging_steps 1 --use_cpu")
+    assert not (tmp_path / "out" / "seed-0" / "checkpoint-9999").exists(), "of the run before: it is not averaged"
 
 
 @pytest.mark.slow
@@ -77,7 +80,7 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
     """A row trained otherwise, and one scored otherwise; the second time only a new seed."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     recipes, data, output = tmp_path / "examples" / "recipes", tmp_path / "data", tmp_path / "out"
-    data.mkdir()
+    data.mkdir(exist_ok=True)
     for name, text in DATA["ar2en"].items():
         (data / name).write_text(text, "utf-8")
     plan = {

@@ -73,6 +73,11 @@ def test_files(script: ModuleType, tmp_path: Path) -> None:
     assert script.read_test("classification", tmp_path / "sst", None).sources == ["one long string .", "good"]
     test = script.read_test("classification", tmp_path / "senti", None)
     assert (test.sources, test.references) == (["好 酒店"], [["1"]])
+    (tmp_path / "named").write_text("very good\tI liked\tit\nvery bad\tI left\n")
+    test = script.read_test("classification", tmp_path / "named", None)
+    assert (test.sources, test.references) == (["I liked\tit", "I left"], [["very good"], ["very bad"]])
+    (tmp_path / "three").write_text("a\tb\tCC-BY\n")
+    assert script.read_test("bleu", tmp_path / "three", None).references == [["b"]]
     (tmp_path / "senti").write_text("labels\ttext\n1\t好 酒店\n")
     assert script.read_test("classification", tmp_path / "senti", None).sources == ["好 酒店"]
 
@@ -84,6 +89,9 @@ BAD: list[tuple[str, str, str | None, str]] = [
     ("bleu", "", "b\n", "test: the file is empty"),
     ("classification", "label\ttext\n", None, "test: the file is empty but for its header"),
     ("g2p", "A\tAH\n", "b\n", "--references is for bleu"),
+    ("bleu", "a\n \n", "b\nc\n", "test:2: the line is empty"),
+    ("classification", "0 a\n 1 b\n", None, "test:2: expected a label, a space and a text"),
+    ("g2p", "A\tAH\udcff\n", None, "test: not UTF-8"),
 ]
 
 
@@ -97,7 +105,7 @@ def test_bad_files(
     references: str | None,
     message: str,
 ) -> None:
-    (tmp_path / "test").write_text(content)
+    (tmp_path / "test").write_text(content, errors="surrogateescape")
     (tmp_path / "references").write_text(references or "")
     with pytest.raises(typer.Exit):
         script.read_test(script.Task(task), tmp_path / "test", references and tmp_path / "references")
@@ -215,6 +223,19 @@ def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
     )
     assert "4 rows: accuracy 75.00" in run(script, tmp_path / "model", "classification", tmp_path / "test")
     assert (tmp_path / "model" / "classification-test" / "nbest.tsv").is_file()
+
+
+def test_what_was_not_trained_to_classify(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test").write_text("0 abc\n")
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path, script.Task("classification"), tmp_path / "test")
+    assert "there is no model (config.json) in it" in capsys.readouterr().err
+    build(tiny()).save_pretrained(tmp_path)
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path, script.Task("classification"), tmp_path / "test")
+    assert "holds DragomanForConditionalGeneration, which was not trained to classify" in capsys.readouterr().err
 
 
 def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:

@@ -159,3 +159,22 @@ def test_one_command_then_a_pipeline(tmp_path: Path) -> None:
 def test_half_of_the_files_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--train_file and --validation_file, or neither"):
         sentiment.main(["--train_file", str(tmp_path / "x")])
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (None, [], "No such file"),
+        (b"0 \xff\n", [], "texts: not UTF-8"),
+        (b"0 a b\n0 c d\n", [], "has one label, '0'"),
+        (b"0 a b\n1 c d\n", ["--vocab_size", "3"], "vocab_size=3 is too small"),
+        (b"0 a b\n1 c d\n", ["--pooling", "lst"], "pooling"),
+    ],
+)
+def test_what_cannot_work_is_said(content: bytes | None, more: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "texts"
+    if content is not None:
+        file.write_bytes(content)
+    files = ["--train_file", str(file), "--validation_file", str(file), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=message):
+        sentiment.main([*files, *more])

@@ -214,6 +214,21 @@ def test_added_tokens_keep_text_exact(joint, separate):
     assert (separate.source_vocab_size, separate.target_vocab_size) == (sizes[0] + 1, sizes[1] + 1)
     with pytest.raises(ValueError, match=r"'\[X\]' would have ids .* in the two vocabularies"):
         separate.add_special_tokens({"extra_special_tokens": ["[X]"]})
+    ends = separate.eos_token, separate.eos_token_id
+    with pytest.raises(ValueError, match="'<end>' would have ids"):
+        separate.add_special_tokens({"eos_token": "<end>"})
+    assert (separate.eos_token, separate.eos_token_id) == ends
+
+
+def test_another_end_token_ends_every_row(joint, multilingual, tmp_path):
+    for tokenizer, more in ((joint, {}), (multilingual, {"target_language": "de"})):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_special_tokens({"eos_token": "<end>"})
+        tokenizer.save_pretrained(tmp_path)
+        for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+            encoded = each("a dog", text_target="ein Hund", **more)
+            assert encoded["input_ids"][-1] == encoded["labels"][-1] == each.eos_token_id
+            assert each.convert_ids_to_tokens(each.eos_token_id) == "<end>"
 
 
 def test_training_anew(joint, separate, multilingual):
@@ -224,6 +239,14 @@ def test_training_anew(joint, separate, multilingual):
     asked.padding_side, asked.model_max_length, asked.target_language = "left", 70, "fr"
     again = asked.train_new_from_iterator(SOURCE, vocab_size=290)
     assert (again.padding_side, again.model_max_length, again.target_language) == ("left", 70, "fr")
+    asked.add_special_tokens({"eos_token": "<end>", "extra_special_tokens": ["<sep>"]})
+    asked.split_special_tokens = False
+    again = asked.train_new_from_iterator(SOURCE, vocab_size=292)
+    assert len(again) <= 292
+    assert (again.eos_token, again.split_special_tokens) == ("<end>", False)
+    assert again.tokenize("a<sep>b").count("<sep>") == 1
+    assert again("a").input_ids[-1] == again.eos_token_id == again.convert_tokens_to_ids("<end>")
+    assert {"<sep>", "<end>"} <= set(again.all_special_tokens)
     assert new.decode(new(text_target="\u26c4 </s>").input_ids, skip_special_tokens=True) == "\u26c4 </s>"
     with pytest.raises(NotImplementedError, match="use train"):
         separate.train_new_from_iterator(SOURCE, vocab_size=290)

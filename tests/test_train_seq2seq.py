@@ -160,6 +160,8 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "json number": ("x.jsonl", b'{"source": "a", "target": 1}\n', r"x\.jsonl:1: the target is not a string but 1"),
     "json null": ("x.jsonl", b'{"source": "a", "target": null}\n', r"x\.jsonl:1: source or target is empty"),
     "suffix": ("x.xlsx", b"a\tb\n", r"x\.xlsx: unknown suffix; known are \.tsv, "),
+    "blank csv": ("x.csv", b"\n\n", r"x\.csv: no pairs in it"),
+    "half a character": ("x.jsonl", b'{"source": "a\\ud800", "target": "b"}\n', r"x\.jsonl:1: the source holds half"),
     "not gzip": ("x.tsv.gz", b"a\tb\n", r"x\.tsv\.gz: not a whole gzip file"),
     "cut gzip": ("x.tsv.gz", gzip.compress(b"a\tb\n" * 99)[:-9], r"x\.tsv\.gz: not a whole gzip file"),
 }
@@ -200,6 +202,9 @@ def test_parallel_files_must_be_parallel(
         (["--do_eval"], "--do_eval needs --validation_file or --dataset"),
         (["--do_train", "--train_file", "nowhere.tsv"], r"nowhere\.tsv: No such file"),
         (["--do_train", "--dataset", "nowhere"], "nowhere: no such folder"),
+        (["--do_eval", "{valid}", "--num_beams", "0"], "--num_beams must be at least 1, not 0"),
+        (["--do_eval", "{valid}", "--max_eval_samples", "0"], "--max_eval_samples must be at least 1, not 0"),
+        (["--do_eval", "{valid}", "--bleu_tokenize", "13"], "--bleu_tokenize 13: choose from .*13a"),
         (["--do_train", "--dataset", "{saved}"], "no split 'train'; there are validation"),
         (["--do_eval", "--dataset", "{saved}", "--source_column", "en", "--target_column", "de"], "no column 'en'"),
         (["--do_eval", "{valid}", "--source_column", "en"], "Name both --source_column and --target_column"),

@@ -10,9 +10,10 @@ from typing import Any, Self
 from tokenizers import AddedToken, Tokenizer
 from transformers import BatchEncoding
 
+from .added_tokens import refuse_two_ids, verbatim
 from .corpus_reading import FileNames, checked_texts, read_lines
 from .language_tagging import LanguageTagging
-from .tokenizer_training import SPECIAL_TOKENS, language_tag, train_tokenizer
+from .tokenizer_training import SPECIAL_TOKENS, language_tag, sequence_template, train_tokenizer
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 VOCABULARY_FILES = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
@@ -124,8 +125,13 @@ class DragomanTokenizer(LanguageTagging):
         if new_special_tokens or special_tokens_map or kwargs:
             raise ValueError("special tokens and trainer options are fixed here: use train, then add_special_tokens")
         texts = (text for batch in text_iterator for text in ([batch] if isinstance(batch, str) else batch))
-        new = type(self).train(texts, vocab_size=vocab_size, languages=self.languages, **self.init_kwargs["training"])
-        for name in ("model_max_length", "padding_side", "truncation_side", "target_language"):
+        made = {*SPECIAL_TOKENS.values(), *map(language_tag, self.languages)}
+        kept = [token for token in self.added_tokens_decoder.values() if token.special and token.content not in made]
+        size, recipe = vocab_size - len(kept), self.init_kwargs["training"]
+        new = type(self).train(texts, vocab_size=size, languages=self.languages, **recipe)
+        new.add_tokens(kept, special_tokens=True)
+        new.add_special_tokens({**self.special_tokens_map, "extra_special_tokens": self.extra_special_tokens})
+        for name in ("model_max_length", "padding_side", "truncation_side", "target_language", "split_special_tokens"):
             setattr(new, name, getattr(self, name))
         return new
 
@@ -194,21 +200,33 @@ class DragomanTokenizer(LanguageTagging):
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
 
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], replace_extra_special_tokens: bool = True) -> int:
+        """Adds to both vocabularies. Another end token ends every row from here on.
+
+        Raises:
+            ValueError: for a token that would get two different ids, before anything has changed.
+        """
+        for tokens in special_tokens_dict.values():
+            tokens = tokens if isinstance(tokens, list | tuple) else [tokens]
+            refuse_two_ids([verbatim(token, special=True) for token in tokens], self._backends)
+        before = self.eos_token
+        added = super().add_special_tokens(special_tokens_dict, replace_extra_special_tokens)
+        if self.eos_token != before:
+            for backend in self._vocabularies:
+                backend.post_processor = sequence_template((self.eos_token, self.eos_token_id))
+        return added
+
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Adds to both vocabularies. Raises ValueError for a special token that would get two different ids."""
-        backends = [backend for backend in (self._tokenizer, self._idle_tokenizer) if backend is not None]
-        tokens = [_verbatim(token, special_tokens) for token in new_tokens]
-        for token in tokens:
-            ids = {backend.token_to_id(token.content) for backend in backends}
-            if ids == {None}:
-                ids = {backend.get_vocab_size() for backend in backends}
-            if token.special and len(ids) > 1:
-                raise ValueError(
-                    f"special token {token.content!r} would have ids {sorted(map(str, ids))} in the two vocabularies; "
-                    "make them of one size, or share one vocabulary"
-                )
-        added = [backend.add_tokens(tokens) for backend in backends]
+        tokens = [verbatim(token, special_tokens) for token in new_tokens]
+        refuse_two_ids(tokens, self._backends)
+        added = [backend.add_tokens(tokens) for backend in self._backends]
         return added[0]
+
+    @property
+    def _backends(self) -> list[Tokenizer]:
+        """The vocabulary in use first, then the other, if there is one."""
+        return [backend for backend in (self._tokenizer, self._idle_tokenizer) if backend is not None]
 
     def _save_pretrained(
         self,
@@ -228,17 +246,3 @@ class DragomanTokenizer(LanguageTagging):
             return names
         self._idle_tokenizer.save(str(path))
         return (*names, str(path))
-
-
-def _verbatim(token: str | AddedToken, special: bool) -> AddedToken:
-    """An added token is looked for in the text as it stands, before a space is put in front."""
-    if isinstance(token, str):
-        return AddedToken(token, special=special, normalized=False)
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=False,
-        special=special or token.special,
-    )

@@ -48,6 +48,8 @@ def python(*command: str, log: Path) -> None:
 def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
+    if "--resume_from_checkpoint" not in more:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
     arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]
     train = [str(HERE.parent / "train_seq2seq.py"), "--do_train", *arguments, "--seed", str(seed)]
@@ -57,7 +59,7 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     scored = folder
     if last := recipe.get("average"):
         scored = output / f"seed-{seed}-average"
-        shutil.rmtree(scored, ignore_errors=True)  # of a run before
+        shutil.rmtree(scored, ignore_errors=True)
         python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
     state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
     record = score(recipe, data, output / f"seed-{seed}-score", [scored], log)
@@ -106,7 +108,7 @@ def main(
     recipe: Annotated[str, typer.Argument(help=", ".join(RECIPES))],
     data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
     seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
-    at_once: Annotated[int, typer.Option(help="How many seeds train side by side.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="How many seeds train side by side.")] = 1,
     train: Annotated[str, typer.Option(help="More arguments for train_seq2seq.py; the last of a name counts.")] = "",
     output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE.")] = None,
 ) -> None:

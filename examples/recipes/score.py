@@ -18,89 +18,24 @@ Beside the scores there are `score.json` (with the SHA-256 of weights and data) 
 score<TAB>text`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
 """
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import torch
 import transformers
 import typer
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import BLEU
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessorList, pipeline
+from scored_files import Task, fail, read_test
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessorList, pipeline
 
 import dragoman  # registers models and the pipeline
 from dragoman.pipelines import Text2TextPipeline
 
 Scores = dict[str, Any]
-
-
-class Task(StrEnum):
-    G2P = "g2p"
-    TRANSLITERATION = "transliteration"
-    BLEU = "bleu"
-    CLASSIFICATION = "classification"
-
-
-@dataclass
-class Test:
-    sources: list[str]
-    references: list[list[str]]  # of each source, one or more
-
-
-def fail(message: str) -> NoReturn:
-    typer.echo(f"score: {message}", err=True)
-    raise typer.Exit(1)
-
-
-def read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        fail(f"{path}: no such file.")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    lines = raw.decode("utf-8").removeprefix("\ufeff").split("\n")
-    lines = [line.rstrip("\r") for line in lines[: -1 if lines[-1] == "" else None]]
-    if not lines:
-        fail(f"{path}: the file is empty.")
-    return lines
-
-
-def read_pairs(path: Path, separator: str | None = "\t") -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(read_lines(path), start=1):
-        parts = line.split(separator, 1)
-        if len(parts) != 2 or not all(part.strip() for part in parts):
-            fail(f"{path}:{number}: expected two columns, found {line!r:.60}.")
-        pairs.append((parts[0], parts[1]))
-    return pairs
-
-
-def read_test(task: Task, path: Path, references: Path | None) -> Test:
-    if references is not None:
-        if task != Task.BLEU:
-            fail(f"--references is for bleu; {task} reads both columns from {path}.")
-        sources, targets = read_lines(path), read_lines(references)
-        if len(sources) != len(targets):
-            fail(f"{path} has {len(sources)} lines, {references} has {len(targets)}: they are not parallel.")
-        return Test(sources, [[target] for target in targets])
-    if task == Task.CLASSIFICATION:
-        pairs = read_pairs(path, None)
-        if pairs[0][0] in ("label", "labels"):
-            del pairs[0]
-        if not pairs:
-            fail(f"{path}: the file is empty but for its header.")
-        return Test([text for _, text in pairs], [[label] for label, _ in pairs])
-    if task == Task.G2P:
-        words: dict[str, list[str]] = {}
-        for word, pronunciation in read_pairs(path):
-            words.setdefault(word, []).append(pronunciation)
-        return Test(list(words), list(words.values()))
-    pairs = read_pairs(path)
-    return Test([source for source, _ in pairs], [[target] for _, target in pairs])
 
 
 def error_rates(
@@ -175,6 +110,9 @@ def generate(
 
 
 def classify(checkpoint: Path, sources: list[str], batch_size: int) -> list[list[tuple[str, float]]]:
+    saved = AutoConfig.from_pretrained(checkpoint).architectures or []
+    if not any(name.endswith("ForSequenceClassification") for name in saved):
+        fail(f"{checkpoint} holds {' and '.join(saved) or 'no named model'}, which was not trained to classify.")
     pipe = pipeline("text-classification", model=str(checkpoint), top_k=None, batch_size=batch_size)
     names = {name: str(index) for name, index in (pipe.model.config.label2id or {}).items()}
     plain = all(name == f"LABEL_{index}" for name, index in names.items())  # nobody named them: the file has numbers
@@ -201,8 +139,8 @@ def main(
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="A checkpoint that writes along. Repeat it for more.")
     ] = None,
-    num_beams: int = 5,
-    nbest: Annotated[int, typer.Option(help="How many to write down, at most num-beams.")] = 5,
+    num_beams: Annotated[int, typer.Option(min=1)] = 5,
+    nbest: Annotated[int, typer.Option(min=1, help="How many to write down, at most num-beams.")] = 5,
     length_penalty: float = 1.0,
     max_new_tokens: int = 128,
     batch_size: int = 64,
@@ -211,8 +149,8 @@ def main(
     """Score a checkpoint on a test file, and write down all that it answered."""
     others = others or []
     for folder in (checkpoint, *others):
-        if not folder.is_dir():
-            fail(f"{folder}: no such folder.")
+        if not (folder / "config.json").is_file():
+            fail(f"{folder}: {'there is no model (config.json) in it' if folder.is_dir() else 'no such folder'}.")
     if others and task == Task.CLASSIFICATION:
         fail("--with is for tasks whose answers are written; classification is of one checkpoint.")
     test = read_test(task, testfile, references)
