@@ -1,14 +1,18 @@
-"""The page on performance says what the result files hold; the table judges its bars and loses no cell to another."""
+"""The pages on performance say what the result files and the code hold; the table judges its bars and loses no cell to another."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from dragoman.modeling.int8_arithmetic import is_worth_packing
+from torch import nn
 
 import generate
 import performance
 import table
 import turns
+from dragoman import DragomanForConditionalGeneration, presets
 from support import ROOT
 
 
@@ -71,3 +75,17 @@ def test_outputs_too_simple_to_compare_are_refused() -> None:
     for rows, message in (([[1] * 4, sound[1]], "repeats itself"), ([sound[0]] * 2, "same for different")):
         with pytest.raises(ValueError, match=message):
             generate.check(case, {"Marian": sound, "Dragoman, int8": rows})
+
+
+def test_how_much_the_documentation_says_is_held_twice() -> None:
+    with torch.device("meta"):
+        model = DragomanForConditionalGeneration(presets.transformer_base(vocab_size=32000))
+    shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    twice = sum(shape.numel() for shape in shapes if is_worth_packing(*shape))
+    every = sum(shape.numel() for shape in shapes)  # the vectors of the tokens are the head's
+    text = " ".join((ROOT / "docs" / "quantization.md").read_text("utf-8").split())
+    assert (
+        f"{every / 1e6:.1f} million weights of the preset `transformer_base` (32,000 tokens) {twice / 1e6:.1f} million"
+        in text
+    )
+    assert f"takes {(every + twice) / every / 4:.0%}".replace("%", " %") in text

@@ -19,7 +19,6 @@ from dragoman.modeling.embeddings import TokenEmbedding
 from dragoman.modeling.int8_arithmetic import (
     centre_correction,
     has_packed_kernel,
-    is_worth_packing,
     largest_sums,
     missing_kernel,
     quantize_rows,
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
 
 import dragoman
-from dragoman import DragomanForConditionalGeneration, DragomanModel, presets
+from dragoman import DragomanForConditionalGeneration, DragomanModel
 from dragoman.verification import verify
 from support import OPTIONS, ROOT, batch, build, configured, describe, gradients, pairwise, relative_error, tiny
 
@@ -142,20 +141,6 @@ def test_what_is_packed() -> None:
         assert layer._ready is not None
         assert (layer._ready.packed is not None) == packs, describe_shape(layer)
         assert "packed" not in str(layer.state_dict().keys())
-
-
-def test_how_much_the_documentation_says_is_held_twice() -> None:
-    with torch.device("meta"):
-        model = Model(presets.transformer_base(vocab_size=32000))
-    shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
-    twice = sum(shape.numel() for shape in shapes if is_worth_packing(*shape))
-    every = sum(shape.numel() for shape in shapes)  # the vectors of the tokens are the head's
-    text = " ".join((ROOT / "docs" / "quantization.md").read_text("utf-8").split())
-    assert (
-        f"{every / 1e6:.1f} million weights of the preset `transformer_base` (32,000 tokens) {twice / 1e6:.1f} million"
-        in text
-    )
-    assert f"takes {(every + twice) / every / 4:.0%}".replace("%", " %") in text
 
 
 def describe_shape(layer: Int8Linear) -> str:
