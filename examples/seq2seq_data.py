@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from sacrebleu import BLEU, CHRF
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 
@@ -46,7 +47,10 @@ def read_split(folder: str, split: str, columns: Columns | None = None) -> Datas
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder.")
     saved = any((Path(folder) / name).exists() for name in ("dataset_dict.json", "state.json"))
-    splits = load_from_disk(folder) if saved else load_dataset(folder)
+    try:
+        splits = load_from_disk(folder) if saved else load_dataset(folder)
+    except DatasetsError as error:
+        raise DataError(f"{folder}: {error.__cause__ or error}") from error
     if not isinstance(splits, DatasetDict):
         splits = DatasetDict(train=splits)
     if split not in splits:

@@ -194,6 +194,13 @@ def test_parallel_files_must_be_parallel(
         data.read_pairs(str(tmp_path / "x.en"), str(tmp_path / "x.de"))
 
 
+def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"source": "a", "target": "b"}\n{"source"\n')
+    with pytest.raises(SystemExit, match=r"data: .*(JSON|Missing)"):
+        script.main(["--do_train", "--dataset", str(tmp_path / "data"), *TINY])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
