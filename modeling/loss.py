@@ -102,26 +102,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows, weight, bias, labels, *found = ctx.saved_tensors
         factors = list(zip((rows, weight, bias), found, strict=True))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # what comes out is differentiated again
-            total = _total_of_all_logits(rows, weight, bias, labels, *ctx.others)
+            smoothing, scale, wide = ctx.others
+            logits = F.linear(rows.to(wide), weight.to(wide), None if bias is None else bias.to(wide)) * scale  # (N, V)
+            total = F.cross_entropy(
+                logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction="sum"
+            )
             wanted = [x for x, kept in factors if kept is not None]
             again = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True))
             gradients = [None if kept is None else next(again) for _, kept in factors]
         else:
             gradients = [None if kept is None else (kept * gradient).to(x.dtype) for x, kept in factors]
         return *gradients, None, None, None, None, None
-
-
-def _total_of_all_logits(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    smoothing: float,
-    scale: float,
-    wide: torch.dtype,
-) -> Tensor:
-    logits = F.linear(rows.to(wide), weight.to(wide), None if bias is None else bias.to(wide)) * scale  # (N, V)
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction="sum")
 
 
 def loss_and_gradients(
