@@ -58,7 +58,11 @@ def read_file(file: Path) -> Rows:
 
     Raises ValueError naming the file and line that is neither, or an empty file.
     """
-    lines = read_lines(file)
+    return labelled(read_lines(file), file)
+
+
+def labelled(lines: list[str], file: Path) -> Rows:
+    """As :func:`read_file`, of the lines of ``file``."""
     if lines and re.match(r"labels?\t", lines[0]):
         lines[0] = ""
     tabs = any("\t" in line for line in lines)

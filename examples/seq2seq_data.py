@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import logging
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
@@ -16,6 +15,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from sacrebleu import BLEU, CHRF
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+
+from dragoman.surrogates import check_characters
 
 logger = logging.getLogger("train_seq2seq")
 DEFAULT_COLUMNS = ("source", "target")
@@ -69,8 +70,10 @@ def _collect(rows: Rows, name: str) -> Dataset:
         for column, text in zip(DEFAULT_COLUMNS, (source, target), strict=True):
             if not isinstance(text, str | None):
                 raise DataError(f"{place}: the {column} is not a string but {text!r:.40}.")
-            if text is not None and re.search("[\ud800-\udfff]", text):
-                raise DataError(f"{place}: the {column} holds half a character ({text!r:.40}).")
+            try:
+                check_characters(text or "")
+            except ValueError as error:
+                raise DataError(f"{place}: {error}") from error
         if not (source or "").strip() or not (target or "").strip():
             empty.append(place)
         sources.append(source)

@@ -46,7 +46,7 @@ class Int8Product:
     Every row of ``x`` is rounded to ``max|row| / 127 · {−127 … 127}``, then multiplied in exact integers. So a row's
     result depends on no other row, on no number of threads, on no neighbour that a matrix is joined with, and on no
     kernel. What is ``lasting`` multiplies two rows and more by a copy of a large matrix in oneDNN's order, made by the
-    first; that takes as long as it saves in some fifty products.
+    first.
     """
 
     def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None, lasting: bool) -> None:

@@ -1,4 +1,4 @@
-"""The pages on performance say what the result files and the code hold; the table judges its bars and loses no cell to another."""
+"""The pages say what the result files and the code hold; the table judges its bars and loses no cell to another."""
 
 from pathlib import Path
 from typing import Any

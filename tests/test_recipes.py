@@ -80,7 +80,7 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
     """A row trained otherwise, and one scored otherwise; the second time only a new seed."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     recipes, data, output = tmp_path / "examples" / "recipes", tmp_path / "data", tmp_path / "out"
-    data.mkdir(exist_ok=True)
+    data.mkdir()
     for name, text in DATA["ar2en"].items():
         (data / name).write_text(text, "utf-8")
     plan = {

@@ -87,10 +87,10 @@ BAD: list[tuple[str, str, str | None, str]] = [
     ("transliteration", "a\tb\nc\t \n", None, "test:2: expected two columns"),
     ("bleu", "a\n", "b\nc\n", "they are not parallel"),
     ("bleu", "", "b\n", "test: the file is empty"),
-    ("classification", "label\ttext\n", None, "test: the file is empty but for its header"),
+    ("classification", "label\ttext\n", None, "test holds no labelled text"),
     ("g2p", "A\tAH\n", "b\n", "--references is for bleu"),
     ("bleu", "a\n \n", "b\nc\n", "test:2: the line is empty"),
-    ("classification", "0 a\n 1 b\n", None, "test:2: expected a label, a space and a text"),
+    ("classification", "0 a\n 1 b\n", None, "test, line 2: expected a label, a space and a text"),
     ("g2p", "A\tAH\udcff\n", None, "test: not UTF-8"),
 ]
 

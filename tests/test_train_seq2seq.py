@@ -161,7 +161,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "json null": ("x.jsonl", b'{"source": "a", "target": null}\n', r"x\.jsonl:1: source or target is empty"),
     "suffix": ("x.xlsx", b"a\tb\n", r"x\.xlsx: unknown suffix; known are \.tsv, "),
     "blank csv": ("x.csv", b"\n\n", r"x\.csv: no pairs in it"),
-    "half a character": ("x.jsonl", b'{"source": "a\\ud800", "target": "b"}\n', r"x\.jsonl:1: the source holds half"),
+    "half a character": ("x.jsonl", b'{"source": "a\\ud800", "target": "b"}\n', r"x\.jsonl:1: the text holds U\+D800"),
     "not gzip": ("x.tsv.gz", b"a\tb\n", r"x\.tsv\.gz: not a whole gzip file"),
     "cut gzip": ("x.tsv.gz", gzip.compress(b"a\tb\n" * 99)[:-9], r"x\.tsv\.gz: not a whole gzip file"),
 }

@@ -48,7 +48,7 @@ def python(*command: str, log: Path) -> None:
 def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
-    if "--resume_from_checkpoint" not in more:
+    if not any(part.startswith("--resume_from_checkpoint") for part in more):
         shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
     arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]

@@ -1,7 +1,7 @@
 """The files that score.py reads, one kind a task."""
 
 import gzip
-import re
+import sys
 import zlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import typer
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # the other examples
 
 
 class Task(StrEnum):
@@ -56,22 +58,6 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def read_labelled(path: Path) -> list[tuple[str, str]]:
-    """As sentiment.py reads them: a tab cuts, or where no line has one, a space; only with tabs there is a header."""
-    lines = read_lines(path)
-    tabs = any("\t" in line for line in lines)
-    header = re.match(r"labels?\t", lines[0]) is not None
-    pairs = []
-    for number, line in list(enumerate(lines, start=1))[header:]:
-        label, _, text = (part.strip() for part in line.partition("\t" if tabs else " "))
-        if not label or not text:
-            fail(f"{path}:{number}: expected a label, a {'tab' if tabs else 'space'} and a text, found {line!r:.60}.")
-        pairs.append((label, text))
-    if not pairs:
-        fail(f"{path}: the file is empty but for its header.")
-    return pairs
-
-
 def read_test(task: Task, path: Path, references: Path | None) -> Test:
     if references is not None:
         if task != Task.BLEU:
@@ -84,8 +70,13 @@ def read_test(task: Task, path: Path, references: Path | None) -> Test:
                 fail(f"{path}:{number}: the line is empty.")
         return Test(sources, [[target] for target in targets])
     if task == Task.CLASSIFICATION:
-        pairs = read_labelled(path)
-        return Test([text for _, text in pairs], [[label] for label, _ in pairs])
+        from sentiment_data import labelled  # with whose trainer the formats are shared
+
+        try:
+            rows = labelled(read_lines(path), path)
+        except ValueError as error:
+            fail(str(error))
+        return Test([text for text, _ in rows], [[label] for _, label in rows])
     if task == Task.G2P:
         words: dict[str, list[str]] = {}
         for word, pronunciation in read_pairs(path):
