@@ -1,5 +1,6 @@
 """examples/recipes: one command trains, averages, scores and reports; the page says what the result files say."""
 
+import importlib
 import json
 import re
 import shlex
@@ -135,6 +136,21 @@ def test_ablations_change_arguments_that_recipes_have() -> None:
             assert row.keys() & {"train", "without", "score"}, row["name"]
             for part in ("train", "score"):
                 assert all(str(option).startswith("--") for option in row.get(part, [])[::2]), row["name"]
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"), [([], False), (["--resume_from_checkpoint", "x"], True), (["--resume_from_checkpoint=x"], True)]
+)
+def test_only_a_resumed_run_keeps_checkpoints(
+    more: list[str], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("run")
+    monkeypatch.setattr(module, "python", lambda *_, **__: sys.exit("training"))
+    checkpoint = tmp_path / "seed-0" / "checkpoint-9"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(SystemExit, match="training"):
+        module.run_seed({"train": []}, tmp_path, tmp_path, 0, more)
+    assert checkpoint.exists() == kept
 
 
 def test_a_failure_is_told(tmp_path: Path) -> None:
