@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .linear import PLAIN, is_worth_onednn, onednn_product
 
 IGNORE_INDEX = -100
-LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in fp32, whatever the vocabulary
+LOGITS_AT_ONCE = 2**23  # elements: in fp32 32 MiB, the most that glibc keeps for the next chunk; on CUDA two times that
 
 
 def head_cross_entropy(
@@ -139,7 +139,7 @@ def loss_and_gradients(
     total = rows.new_zeros((), dtype=wide)
     row_gradients = []
     row_gradient, weight_gradient, bias_gradient = _room(rows, weight, needs_gradient, wide)
-    size = max(1, LOGITS_AT_ONCE // len(weight))
+    size = max(1, LOGITS_AT_ONCE * (2 if weight.is_cuda else 1) // len(weight))
     for part, counts, targets in zip(x.split(size), real.split(size), labels.split(size), strict=True):
         logits = _wide_product(part, w_wide, wide)  # (n, V)
         if bias is not None:

@@ -26,7 +26,7 @@ from dragoman.modeling.int8_arithmetic import (
 from dragoman.modeling.int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
 
 import dragoman
 from dragoman import DragomanForConditionalGeneration, DragomanModel
@@ -522,6 +522,14 @@ def test_dequantized_is_an_ordinary_model(quantized: Model, tmp_path: Path) -> N
     assert not AutoModelForSeq2SeqLM.from_pretrained(tmp_path).is_int8
     assert dragoman.quantize(made).is_int8
     assert same(dragoman.quantize(copy.deepcopy(quantized).dequantize()), quantized), "the same rows give the same int8"
+
+
+def test_a_new_model_of_an_int8_configuration_is_an_ordinary_model(quantized: Model, tmp_path: Path) -> None:
+    quantized.save_pretrained(tmp_path / "int8")
+    new = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(tmp_path / "int8")).eval()
+    new.save_pretrained(tmp_path / "new")
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "new")
+    torch.testing.assert_close(loaded(**batch(new.config)).logits, new(**batch(new.config)).logits, rtol=0, atol=0)
 
 
 def test_what_the_padding_learns_survives() -> None:
