@@ -110,6 +110,7 @@ def staging(folder: Path) -> Iterator[Path]:
 def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
     """Move what was written in ``stage`` into ``folder``, remove what it replaces; the names of the model's files."""
     new = {path.name for path in stage.iterdir()}
+    untouched = {path.name for path in _seen(folder) if path.name in new and _age(path) == _age(stage / path.name)}
     moves = sorted(name for name in new if not _is_same(stage / name, folder / name))
     old = {path.name for path in _seen(folder)} - new
     if RECORD in new:  # else it is an adapter, and the weights here are those it adapts
@@ -121,11 +122,16 @@ def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
         (folder / name).unlink()
     for name in moves:
         (stage / name).replace(folder / name)
-    return sorted(new - set(SEEN))  # the tokenizer's own file was only looked at
+    return sorted(new - untouched)
 
 
 def _seen(folder: Path) -> list[Path]:
     return [path for pattern in SEEN for path in folder.glob(pattern) if path.is_file()]
+
+
+def _age(path: Path) -> int:
+    """A copy made by ``copy2`` is as old as what it was copied from, until it is written anew."""
+    return path.stat().st_mtime_ns
 
 
 def _is_same(new: Path, old: Path) -> bool:

@@ -198,6 +198,22 @@ def test_what_else_lies_in_the_folder_stays(models: dict[str, Any], tmp_path: Pa
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_only_what_was_saved_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else lies in the folder is the user's own."""
+    pushed: list[list[str]] = []
+    record = lambda self, folder, names, *_, **__: pushed.append(names)  # noqa: E731
+    monkeypatch.setattr(DragomanForConditionalGeneration, "_push", record)
+    DragomanTokenizer.train(["a dog"], vocab_size=300).save_pretrained(tmp_path)
+    (tmp_path / "train.py").write_text("KEY = 'secret'")
+    for model in (build(tiny(**LAYERS)), build(tiny(**LAYERS, logits_scale=0.5))):
+        model.save_pretrained(tmp_path, push_to_hub=True)
+    assert (tmp_path / "train.py").read_text() == "KEY = 'secret'"
+    for names in pushed:
+        assert {"config.json", "model.safetensors", "modeling_conditional_generation.py"} <= set(names)
+        assert not {"train.py", "tokenizer.json", "tokenizer_config.json"} & set(names)
+    assert len(pushed) == 2
+
+
 def test_an_adapter_replaces_no_model(models: dict[str, Any], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     models["old"].save_pretrained(tmp_path)

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel, GenerationConfig, NllbTokenizer
 from typer.testing import CliRunner
 
+import bart_models
 from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
 from dragoman.__main__ import app
 from dragoman.conversion import ConversionError, convert_from, convert_to, folders
@@ -55,6 +56,16 @@ class TestFolders:
         assert_same_weights(theirs, AutoModelForSeq2SeqLM.from_pretrained(source))
         assert theirs.generation_config.eos_token_id == [0, 9]
         assert digest(source) == before
+
+    def test_a_family_without_a_start_token(self, tmp_path: Path) -> None:
+        bart_models.tiny("Pegasus").save_pretrained(tmp_path / "source")
+        assert "bos_token_id" not in json.loads((tmp_path / "source" / "config.json").read_text())
+        assert convert_folder(tmp_path / "source", tmp_path / "ours").comparison.holds
+
+    def test_several_ends(self, tmp_path: Path) -> None:
+        bart_models.tiny("Bart", eos_token_id=[2, 5]).save_pretrained(tmp_path / "source")
+        assert convert_folder(tmp_path / "source", tmp_path / "ours").comparison.holds
+        assert GenerationConfig.from_pretrained(tmp_path / "ours").eos_token_id == [2, 5]
 
     def test_a_model_and_its_folder_give_the_same(self, source: Path) -> None:
         in_memory = convert_from(AutoModelForSeq2SeqLM.from_pretrained(source))
@@ -143,6 +154,17 @@ class TestTokenizers:
         assert (tmp_path / "ours" / "source.spm").read_bytes() == b"\x00\x01"
         assert not (tmp_path / "ours" / "run.py").exists()
         assert not (tmp_path / "ours" / "pytorch_model.bin").exists()
+
+    def test_a_folder_of_old_names_no_class_at_all(self, tmp_path: Path) -> None:
+        bart_models.tiny("Bart").save_pretrained(tmp_path / "source")
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"adgo"]
+        (tmp_path / "source" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        (tmp_path / "source" / "merges.txt").write_text("#version: 0.2\n")
+        before = AutoTokenizer.from_pretrained(tmp_path / "source")
+        convert_folder(tmp_path / "source", tmp_path / "ours")
+        after = AutoTokenizer.from_pretrained(tmp_path / "ours")
+        assert type(after) is type(before)
+        assert after("a <mask> dog</s>") == before("a <mask> dog</s>")
 
     def test_ours_goes_along_to_other_families(self, source: Path, tmp_path: Path) -> None:
         convert_folder(source, tmp_path / "ours")
@@ -302,8 +324,8 @@ class TestTheEngine:
 
 def test_the_probes_see_tokens_and_logits() -> None:
     model = marian(vocab_size=97).eval()
-    answers = ask(model, 97, 97)
+    answers = ask(model, 97, 97, 63)
     assert compare(answers, answers).holds
     assert len({tuple(row) for row in answers.tokens.tolist()}) == 3, "all sources are written alike"
     model.final_logits_bias[0, 5] += 1.0
-    assert not compare(ask(model, 97, 97), answers).holds
+    assert not compare(ask(model, 97, 97, 63), answers).holds

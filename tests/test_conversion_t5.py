@@ -24,6 +24,7 @@ from transformers import (
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
 from dragoman import DragomanConfig
 from dragoman.conversion import ConversionError, convert_from, convert_to
+from dragoman.conversion.folders import convert_folder
 from ladder import TOLERANCE, assert_same_weights, climb, go_around, ragged, randomise
 from support import batch, build, relative_error, tiny
 
@@ -241,6 +242,19 @@ def test_a_model_of_ours_goes_out(family: str, tie: bool, share: bool) -> None:
     inputs = batch(ours.config)
     found, expected = theirs(**inputs), ours(**inputs)
     assert relative_error(found.logits, expected.logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", list(CLASSES))
+def test_folders_of_plain_configurations(family: str, tmp_path: Path) -> None:
+    """Without a bos_token_id, which their configurations need not have, and with relative positions and a limit."""
+    config_class, model_class = CLASSES[family]
+    sizes = {"vocab_size": 97, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = config_class(**sizes, decoder_start_token_id=0)
+    model_class(config).save_pretrained(tmp_path / "theirs")
+    assert convert_folder(tmp_path / "theirs", tmp_path / "ours").comparison.holds
+    build(t5_shaped(family, max_position_embeddings=50)).save_pretrained(tmp_path / "limited")
+    conversion = convert_folder(tmp_path / "limited", tmp_path / "back", family)
+    assert conversion.comparison.equal_tokens == 3 * 49
 
 
 def t5_shaped(family: str, **options: Any) -> DragomanConfig:

@@ -26,7 +26,12 @@ from dragoman.modeling.int8_arithmetic import (
 from dragoman.modeling.int8_modules import Int8Embedding, Int8Linear, Int8Matrix, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import dragoman
 from dragoman import DragomanForConditionalGeneration, DragomanModel
@@ -472,6 +477,55 @@ def test_loading_here(arguments: dict[str, Any], quantized: Model, tmp_path: Pat
         pytest.skip("auto is a GPU here")
     quantized.save_pretrained(tmp_path)
     assert same(AutoModelForSeq2SeqLM.from_pretrained(tmp_path, **arguments), quantized)
+
+
+class OthersLinear(nn.Linear):
+    """As bitsandbytes has them: whole numbers, made of the weights while they load."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / 100, self.bias)
+
+
+class Round(ConversionOps):
+    def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {n: nn.Parameter((100 * w[0]).round().to(torch.int8), False) for n, w in input_dict.items()}
+
+
+class OthersQuantizer(HfQuantizer):
+    requires_calibration = False
+    is_trainable = False
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        return param_name.endswith("up_proj.weight")
+
+    def get_quantize_ops(self) -> Round:
+        return Round()
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        for module in model.modules():
+            if hasattr(module, "up_proj"):
+                module.up_proj.__class__ = OthersLinear
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
+        pass
+
+
+class OthersConfig(QuantizationConfigMixin):
+    def __init__(self) -> None:
+        self.quant_method: Any = "others"
+
+
+def test_what_others_quantize_is_theirs(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AUTO_QUANTIZATION_CONFIG_MAPPING, "others", OthersConfig)
+    monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "others", OthersQuantizer)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, quantization_config=OthersConfig())
+    assert loaded.model.encoder.layers[0].feed_forward.up_proj.weight.dtype == torch.int8
+    inputs = batch(model.config)
+    assert 0 < relative_error(loaded(**inputs).logits, model(**inputs).logits) < 0.05
 
 
 def change(folder: Path, weights: dict[str, Tensor] | None = None, **fields: Any) -> None:

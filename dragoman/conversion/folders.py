@@ -21,7 +21,7 @@ from . import convert_from, convert_to
 from .ctranslate2_files import is_ctranslate2_folder
 from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError
-from .probes import Answers, Comparison, ask, compare
+from .probes import Answers, Comparison, ask, compare, room
 from .registry import FAMILIES
 from .tensors import FolderTensors
 
@@ -65,10 +65,10 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         model = convert_from(source) if family == OURS else convert_to(source, family)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         model.save_pretrained(stage)
-        sizes = vocabulary_sizes(model.config)
+        asked = (*vocabulary_sizes(model.config), min(room(model.config), room(config)))
         del model
         copy_tokenizer(source, stage, config.model_type)
-        comparison = compare(answers_of(stage, *sizes), answers_of(source, *sizes))
+        comparison = compare(answers_of(stage, *asked), answers_of(source, *asked))
         if not comparison.holds:
             raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
         conversion = Conversion(config.model_type, family, parameters, comparison)
@@ -105,8 +105,9 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
     return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 
-def answers_of(folder: Path, source_size: int, target_size: int) -> Answers:
-    return ask(AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval(), source_size, target_size)
+def answers_of(folder: Path, source_size: int, target_size: int, length: int) -> Answers:
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return ask(model, source_size, target_size, length)
 
 
 def vocabulary_sizes(config: Any) -> tuple[int, int]:
@@ -118,15 +119,15 @@ def vocabulary_sizes(config: Any) -> tuple[int, int]:
 
 def copy_tokenizer(source: Path, stage: Path, model_type: str) -> None:
     """Every file that may be a tokenizer's, unchanged, but for a class that only the model's type told so far."""
-    description = source / TOKENIZER_CONFIG_FILE
+    description = source / TOKENIZER_CONFIG_FILE  # older folders have none
     fields = json.loads(description.read_text("utf-8")) if description.is_file() else {}
     if fields.get("tokenizer_class") == DragomanTokenizer.__name__:  # it brings its code along
         DragomanTokenizer.from_pretrained(source).save_pretrained(stage)
         return
-    for file in source.iterdir():
-        if file.is_file() and not any(file.match(pattern) for pattern in LEFT_BEHIND):
-            shutil.copyfile(file, stage / file.name)
-    if description.is_file() and "tokenizer_class" not in fields and model_type in FAMILIES:
+    files = [f for f in source.iterdir() if f.is_file() and not any(f.match(pattern) for pattern in LEFT_BEHIND)]
+    for file in files:
+        shutil.copyfile(file, stage / file.name)
+    if files and "tokenizer_class" not in fields and model_type in FAMILIES:
         fields["tokenizer_class"] = FAMILIES[model_type].tokenizer
         (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
 

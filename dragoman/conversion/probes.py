@@ -15,7 +15,7 @@ TOLERANCE = 1e-5  # of the logits in float32, relative to their largest
 @dataclass(frozen=True)
 class Answers:
     logits: Tensor  # (N, V), of the positions that are no padding
-    tokens: Tensor  # (B, TOKENS)
+    tokens: Tensor  # (B, T), at most TOKENS
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,17 @@ def compare(found: Answers, expected: Answers) -> Comparison:
     return Comparison(float(difference), expected.tokens.numel(), int(same.sum()))
 
 
+def room(config: Any) -> int:
+    """How many tokens a model may be asked to write."""
+    return min(TOKENS, getattr(config, "max_position_embeddings", TOKENS + 1) - 1)
+
+
 @torch.inference_mode()
-def ask(model: PreTrainedModel, source_size: int, target_size: int) -> Answers:
+def ask(model: PreTrainedModel, source_size: int, target_size: int, length: int) -> Answers:
     """Answers of a float32 model to random ids, the same for every model with the same vocabularies."""
     config: Any = model.config
     generator = torch.Generator().manual_seed(0)
-    special = {config.pad_token_id, config.decoder_start_token_id, config.eos_token_id, config.bos_token_id}
+    special = special_ids(config)
 
     def ids(length: int, size: int) -> Tensor:
         drawn = torch.randint(size, (8 * length,), generator=generator).tolist()
@@ -63,8 +68,6 @@ def ask(model: PreTrainedModel, source_size: int, target_size: int) -> Answers:
     mask = _pad([torch.ones_like(row) for row in targets], 0).bool()
     # Without a cache: in-tree FSMT masks the future only then.
     logits = model(**inputs, decoder_input_ids=_pad(targets, config.pad_token_id), use_cache=False).logits[mask]
-    room = getattr(config, "max_position_embeddings", TOKENS + 1) - 1
-    length = min(TOKENS, room)
     lengths = {"max_new_tokens": length, "min_new_tokens": length}
     # No token twice: the output of a model that has no answer is otherwise one repeated id, and proves nothing.
     # No padding, which no trained model writes: within a sentence some families would give it no position.
@@ -76,6 +79,12 @@ def ask(model: PreTrainedModel, source_size: int, target_size: int) -> Answers:
     }
     tokens = model.generate(**inputs, **lengths, **greedy)  # type: ignore[operator]
     return Answers(logits, tokens[:, -length:])
+
+
+def special_ids(config: Any) -> set[int]:
+    """Of padding, starts and ends; there may be several of a kind, or none."""
+    values = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "decoder_start", "eos", "bos")]
+    return {i for value in values for i in (value if isinstance(value, list) else [value])}
 
 
 def _pad(rows: list[Tensor], value: int) -> Tensor:
