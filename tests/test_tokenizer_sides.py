@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
+from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, TextStreamer
 
 import dragoman
@@ -220,15 +221,50 @@ def test_added_tokens_keep_text_exact(joint, separate):
     assert (separate.eos_token, separate.eos_token_id) == ends
 
 
-def test_another_end_token_ends_every_row(joint, multilingual, tmp_path):
+def end_by_assignment(tokenizer, folder):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = "<end>"
+    with pytest.raises(ValueError, match="eos_token='<end>' is not in the vocabulary"):
+        tokenizer("a", target_language=None if not tokenizer.languages else "de")
+    tokenizer.add_tokens(["<end>"], special_tokens=True)
+    return tokenizer
+
+
+def end_by_adding(tokenizer, folder):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    return tokenizer
+
+
+def end_by_loading(tokenizer, folder):
+    tokenizer.save_pretrained(folder / "before")
+    return AutoTokenizer.from_pretrained(folder / "before", eos_token="<end>")
+
+
+@pytest.mark.parametrize("change", [end_by_assignment, end_by_adding, end_by_loading])
+def test_another_end_token_ends_every_row(change, joint, multilingual, tmp_path):
     for tokenizer, more in ((joint, {}), (multilingual, {"target_language": "de"})):
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_special_tokens({"eos_token": "<end>"})
+        tokenizer = change(tokenizer, tmp_path)
         tokenizer.save_pretrained(tmp_path)
         for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
             encoded = each("a dog", text_target="ein Hund", **more)
             assert encoded["input_ids"][-1] == encoded["labels"][-1] == each.eos_token_id
             assert each.convert_ids_to_tokens(each.eos_token_id) == "<end>"
+
+
+def test_templates_of_others_and_refused_starts(joint):
+    """CTranslate2's sources need not end with the end token."""
+    tokenizer = copy.deepcopy(joint)
+    own = processors.TemplateProcessing(single="$A <pad>", pair="$A $B <pad>", special_tokens=[("<pad>", 0)])
+    tokenizer.backend_tokenizer.post_processor = own
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    assert tokenizer("a").input_ids[-1] == 0
+    tokenizer = copy.deepcopy(joint)
+    with pytest.raises(ValueError, match="add_bos_token=True is not for this tokenizer"):
+        tokenizer.add_bos_token = True
+    tokenizer = copy.deepcopy(joint)
+    tokenizer.add_bos_token = False
+    assert tokenizer("a").input_ids == joint("a").input_ids
 
 
 def test_training_anew(joint, separate, multilingual):

@@ -10,7 +10,7 @@ from transformers import BatchEncoding
 from transformers.utils.generic import PaddingStrategy
 
 from .code_sharing import CodeSharing
-from .tokenizer_training import language_tag, sequence_template
+from .tokenizer_training import language_tag, renew_end, sequence_template
 
 ENCODING_OPTIONS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
 
@@ -19,7 +19,9 @@ class LanguageTagging(CodeSharing):
     """Source rows `<2de> x … </s>` where `languages` are known, else `x … </s>`; targets never carry a tag."""
 
     _tokenizer: Tokenizer
+    _backends: list[Tokenizer]
     _in_target_mode = False
+    _end: str | None = None  # that rows are known to end with
 
     def __init__(self, *, languages: Sequence[str] = (), target_language: str | None = None, **kwargs: Any) -> None:
         self.languages = list(languages)
@@ -39,6 +41,27 @@ class LanguageTagging(CodeSharing):
         if language is not None:
             self._tag(language)
         self._target_language = language
+
+    def update_post_processor(self) -> None:
+        # transformers' hook, which would make a template of its own: without the end token, and without tags.
+        if self.add_bos_token:
+            raise ValueError(
+                "add_bos_token=True is not for this tokenizer: a source has no start token, and the decoder's is put "
+                "before the labels by the model and the collator (config.decoder_start_token_id)."
+            )
+        self._renew_end()
+
+    def _renew_end(self) -> None:
+        """Of all rows to come, where the end token is another one than before."""
+        if self.eos_token not in (None, self._end):
+            if self._tokenizer.token_to_id(self.eos_token) is None:
+                raise ValueError(
+                    f"eos_token={self.eos_token!r} is not in the vocabulary: add_special_tokens({{'eos_token': ...}}) "
+                    "puts it there."
+                )
+            for backend in self._backends:
+                renew_end(backend, (self.eos_token, self.eos_token_id))
+            self._end = self.eos_token
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         has_tag = bool(self.languages) and not self._in_target_mode
@@ -75,6 +98,7 @@ class LanguageTagging(CodeSharing):
     def _encode_plus(  # type: ignore[override]
         self, text: Any, text_pair: Any = None, *, target_language: str | Sequence[str] | None = None, **kwargs: Any
     ) -> BatchEncoding:
+        self._renew_end()
         if self._in_target_mode or not kwargs.get("add_special_tokens", True):
             return super()._encode_plus(text, text_pair, **kwargs)
         is_batch = isinstance(text, list | tuple)

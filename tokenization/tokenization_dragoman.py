@@ -13,7 +13,7 @@ from transformers import BatchEncoding
 from .added_tokens import refuse_two_ids, verbatim
 from .corpus_reading import FileNames, checked_texts, read_lines
 from .language_tagging import LanguageTagging
-from .tokenizer_training import SPECIAL_TOKENS, language_tag, sequence_template, train_tokenizer
+from .tokenizer_training import SPECIAL_TOKENS, language_tag, train_tokenizer
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 VOCABULARY_FILES = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
@@ -209,11 +209,8 @@ class DragomanTokenizer(LanguageTagging):
         for tokens in special_tokens_dict.values():
             tokens = tokens if isinstance(tokens, list | tuple) else [tokens]
             refuse_two_ids([verbatim(token, special=True) for token in tokens], self._backends)
-        before = self.eos_token
         added = super().add_special_tokens(special_tokens_dict, replace_extra_special_tokens)
-        if self.eos_token != before:
-            for backend in self._vocabularies:
-                backend.post_processor = sequence_template((self.eos_token, self.eos_token_id))
+        self._renew_end()
         return added
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
@@ -236,6 +233,7 @@ class DragomanTokenizer(LanguageTagging):
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         self._switch_to_input_mode()
+        self._renew_end()
         for backend in self._vocabularies:  # files must not depend on the last call
             backend.no_truncation()
             backend.no_padding()

@@ -1,5 +1,6 @@
 """From texts to a `tokenizers.Tokenizer`: special tokens, language tags, bytes, then the pieces, in this order."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +28,15 @@ def sequence_template(eos: tuple[str, int], tag: tuple[str, int] | None = None) 
         pair=[*front, "$A", eos[0], "$B", eos[0]],
         special_tokens=[eos] if tag is None else [eos, tag],
     )
+
+
+def renew_end(tokenizer: Tokenizer, eos: tuple[str, int]) -> None:
+    """End rows with ``eos`` where a template of ours names another token; templates of others stay."""
+    template = tokenizer.post_processor or sequence_template(eos)
+    fields = json.loads(template.__getstate__())
+    own = [(token, *entry["ids"]) for token, entry in fields.get("special_tokens", {}).items()]
+    if len(own) == 1 and template.__getstate__() == sequence_template(own[0]).__getstate__():
+        tokenizer.post_processor = sequence_template(eos)
 
 
 def train_tokenizer(
