@@ -47,27 +47,43 @@ class DragomanBaseConfig(PreTrainedConfig):
         return {}
 
     def _refuse_unknown_keywords(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = [field.name for field in fields(self)]
         unknown = [name for name in kwargs if name not in _TRANSFORMERS_KEYWORDS]
         if unknown and is_newer(self.dragoman_version, VERSION):
             logger.warning(f"Dragoman {VERSION} ignores what it does not know: {', '.join(unknown)}.")
             return {name: value for name, value in kwargs.items() if name not in unknown}
-        for name in unknown:
-            if name in self.attribute_map:
-                sides = [n for n in names if n.endswith(f"coder_{name}")] or [self.attribute_map[name]]
-                hint = f"It is a name for reading only; set {' and '.join(sides)}."
-            else:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-                hint = f"Did you mean {near[0]}?" if near else f"Its fields are {', '.join(names)}."
-                if hasattr(GenerationConfig, name) or name in vars(GenerationConfig()):
-                    hint = "It is a generation setting: set it in model.generation_config."
-                elif name in ("rope_theta", "rope_scaling"):
-                    hint = "It belongs into rope_parameters."
-            raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
+        if unknown:
+            raise ValueError(self._describe_unknown(unknown[0]))
         return kwargs
+
+    def _describe_unknown(self, name: str) -> str:
+        names = [field.name for field in fields(self)]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        hint = f"Did you mean {near[0]}?" if near else f"Its fields are {', '.join(names)}."
+        if name in self.attribute_map:
+            sides = [n for n in names if n.endswith(f"coder_{name}")] or [self.attribute_map[name]]
+            hint = f"It is a name for reading only; set {' and '.join(sides)}."
+        elif hasattr(GenerationConfig, name) or name in vars(GenerationConfig()):
+            hint = "It is a generation setting: set it in model.generation_config."
+        elif name in ("rope_theta", "rope_scaling"):
+            hint = "It belongs into rope_parameters."
+        return f"{type(self).__name__} has no field {name!r}. {hint}"
+
+    def _strays(self) -> list[str]:
+        """What was set and is no field. Refused at once, it would stop transformers, which sets such on its copies."""
+        known = {*self.__dataclass_fields__, *_TRANSFORMERS_KEYWORDS}
+        return [name for name in vars(self) if not name.startswith("_") and name not in known]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what is no field, which no file may hold: it would be refused when it is loaded."""
+        fields = super().to_dict()
+        for name in self._strays():
+            fields.pop(name, None)
+        return fields
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """With the plugin imported, write the code that loads the folder without it, too."""
+        for name in self._strays():
+            logger.warning(f"{self._describe_unknown(name)} It is not saved.")
         auto_map = self.entry_points if self.export_code is None else self.export_code(save_directory)
         if auto_map is not None:
             self.auto_map = dict(auto_map)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from dragoman.configuration import base_configuration
 from dragoman.configuration.validation import is_newer
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
+from transformers.testing_utils import CaptureLogger
 
 from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanRecurrentConfig, presets
-from support import tiny
+from support import build, tiny
 
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))
@@ -131,6 +133,17 @@ def test_assignment_is_checked_too(tmp_path: Path) -> None:
     with pytest.raises(StrictDataclassError, match="dropout is a probability"):
         config.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_what_is_no_field_is_not_saved(tmp_path: Path) -> None:
+    """Else the checkpoints of a whole run could not be loaded."""
+    model = build(tiny())
+    model.config.droput = 0.3
+    with CaptureLogger(base_configuration.logger) as log:
+        model.save_pretrained(tmp_path)
+    assert "DragomanConfig has no field 'droput'. Did you mean dropout? It is not saved." in log.out
+    assert not hasattr(DragomanForConditionalGeneration.from_pretrained(tmp_path).config, "droput")
+    assert model.config.droput == 0.3
 
 
 def test_whole_numbers_are_numbers() -> None:
