@@ -3,7 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
+from transformers.utils import logging
+
 from .configuration_dragoman import DragomanConfig
+
+logger = logging.get_logger(__name__)
 
 
 def _both(name: str, value: Any) -> dict[str, Any]:
@@ -76,8 +80,14 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
     """The work behind ``from_tokenizer`` of either kind of configuration."""
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         missing = "pad_token" if tokenizer.pad_token_id is None else "eos_token"
-        raise ValueError(
-            f"The tokenizer has no {missing}: tokenizer.add_special_tokens({{{missing!r}: ...}}) gives it one."
+        remedy = f"tokenizer.add_special_tokens({{{missing!r}: ...}}) gives it one"
+        if missing == "eos_token" and getattr(tokenizer, "sep_token", None) is not None:
+            remedy = "rows end with its sep_token, so tokenizer.eos_token = tokenizer.sep_token"
+        raise ValueError(f"The tokenizer has no {missing}: {remedy}.")
+    if tokenizer.eos_token_id not in tokenizer(text_target="a")["input_ids"]:
+        logger.warning(
+            f"This tokenizer does not put its eos_token {tokenizer.eos_token!r} at the end of a text: add it to the "
+            "labels, or the model never learns to stop."
         )
     source = getattr(tokenizer, "source_vocab_size", len(tokenizer))
     target = getattr(tokenizer, "target_vocab_size", len(tokenizer))

@@ -117,6 +117,10 @@ def average(
     last: Annotated[int | None, typer.Option(help="Average the last so many checkpoints.")] = None,
     best: Annotated[int | None, typer.Option(help="Or the best so many.")] = None,
     metric: Annotated[str | None, typer.Option(help="What they are the best by. Else the Trainer's choice.")] = None,
+    greater: Annotated[
+        bool | None,
+        typer.Option("--greater-is-better/--smaller-is-better", help="Else greater, unless it is a loss."),
+    ] = None,
 ) -> None:
     """Average the weights of checkpoints of one training run into a new one."""
     from transformers.utils import logging
@@ -128,7 +132,7 @@ def average(
     try:
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise ValueError(f"{to} exists: name a new folder.")
-        chosen = select_checkpoints(output_dir, last, best, metric)
+        chosen = select_checkpoints(output_dir, last, best, metric, greater)
         model = average_checkpoints(chosen)
         copy_tokenizer(chosen[-1], to)  # first: it may not be readable
         model.save_pretrained(to)

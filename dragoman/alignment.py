@@ -12,6 +12,7 @@ from .explained_output import evaluating
 from .surrogates import check_characters
 from .teacher_forcing import decoder_inputs
 from .word_spans import Units, check_offsets, offsets_of, offsets_of_written, spans_of
+from .written_rows import length_limit
 
 Link = tuple[int, int]  # source, target
 Links = frozenset[Link]
@@ -132,7 +133,8 @@ def _generate(model: Any, inputs: dict[str, Tensor]) -> Iterable[list[int]]:
     """What the model writes, from after the start token to the end token, with it."""
     end = model.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
-    for row in model.generate(**inputs, num_return_sequences=1, return_dict_in_generate=False)[:, 1:].tolist():
+    options = {"num_return_sequences": 1, "return_dict_in_generate": False, **length_limit(model)}
+    for row in model.generate(**inputs, **options)[:, 1:].tolist():
         length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
         yield row[:length]
 

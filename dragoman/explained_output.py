@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .surrogates import check_characters
 from .teacher_forcing import decoder_inputs
 from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
+from .written_rows import length_limit
 
 
 @contextmanager
@@ -83,9 +84,20 @@ class ExplainedOutput(ABC):
             values.append(self.value(self.outputs(len(rows), input_ids=ids, attention_mask=mask)))
         return torch.cat(values)
 
+    @torch.no_grad()
     def vectors(self) -> Tensor:
-        """The text's token vectors (1, S, C)."""
-        return self.model.get_input_embeddings()(self.input_ids).detach()
+        """The text's token vectors (1, S, C). Raises ValueError for a model to which they are not what its ids are."""
+        vectors = self.model.get_input_embeddings()(self.input_ids)
+        expected = self.of_parts([range(self.input_ids.shape[1])])
+        # Marian, Pegasus and others scale what they look up themselves, and take vectors as they are.
+        scale = getattr(self.model.get_encoder(), "embed_scale", None) or 1.0
+        for found in (vectors, vectors * scale):
+            if torch.allclose(self.of_vectors(found), expected, rtol=1e-3, atol=1e-3):
+                return found
+        raise ValueError(
+            f"{type(self.model).__name__} computes something else from token vectors than from the tokens, so there is "
+            "no gradient to take: use method='leave_one_out'."
+        )
 
     def attentions(self) -> Any:
         """The model's outputs for the text, attention weights among them."""
@@ -130,9 +142,19 @@ class ClassifiedOutput(ExplainedOutput):
         return value.sigmoid()
 
     def readout(self, outputs: Any) -> Tensor:
-        """The model's ``pooling_weights``; a model without any is taken to read its first state, as BERT's heads do."""
+        """The model's ``pooling_weights``; a model without any is taken to read its first state, as BERT's heads do.
+
+        Raises ValueError where it cannot be: there is a decoder, or a first state that sees itself alone.
+        """
         weights = getattr(outputs, "pooling_weights", None)
         length, device = self.input_ids.shape[1], self.input_ids.device
+        if weights is None:
+            own = getattr(outputs, "attentions", None)
+            if own is None or (length > 1 and not own[-1][..., 0, 1:].any()):
+                raise ValueError(
+                    f"Which state {type(self.model).__name__} reads is not known, nor what attention brings there: use "
+                    "method='leave_one_out'."
+                )
         pooled = F.one_hot(torch.tensor(0, device=device), length).float() if weights is None else weights[0]
         return torch.cat([torch.zeros(length, device=device), pooled]) if self.reads_twice else pooled
 
@@ -161,9 +183,8 @@ class WrittenOutput(ExplainedOutput):
     def __init__(self, model: Any, tokenizer: Any, text: str, target: str | None, units: Units) -> None:
         super().__init__(model, tokenizer, text, units)
         if target is None:
-            written = model.generate(input_ids=self.input_ids, num_return_sequences=1, return_dict_in_generate=False)[
-                :, 1:
-            ]  # after the start token
+            options = {"num_return_sequences": 1, "return_dict_in_generate": False, **length_limit(model)}
+            written = model.generate(input_ids=self.input_ids, **options)[:, 1:]  # after the start token
             self.target = tokenizer.decode(written[0], skip_special_tokens=True)
         elif isinstance(target, str):
             written = tokenizer(text_target=check_characters(target), return_tensors="pt")["input_ids"].to(model.device)

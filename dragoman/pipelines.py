@@ -9,16 +9,15 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .sorted_batches import Records, Results, iter_rows, sorted_batches
+from .sorted_batches import Records, Results, for_inputs, iter_rows, sorted_batches
 from .surrogates import check_characters
 from .target_languages import encode_for
-from .written_rows import sequence_scores, written_ends
+from .written_rows import MOST_TOKENS, sequence_scores, written_ends
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
 MANY = 100  # inputs of a list from which on there is a progress bar
 NO_LIMIT = 10**9
-MOST_TOKENS = 256  # to write, where neither the caller nor the model's generation config says how many
 UNBOUNDED = ("rotary", "alibi", "relative", "none")  # a Dragoman's positions without a limit
 
 Row = str | dict[str, str]
@@ -93,9 +92,15 @@ class Text2TextPipeline(Pipeline):
         decoding = {"return_tensors": return_tensors, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
         return (
             said(progress_bar=progress_bar, **reading),
-            said(return_scores=return_scores) | generate_kwargs,
+            said(return_scores=return_scores, **self._assistant()) | generate_kwargs,
             said(**decoding),
         )
+
+    def _assistant(self) -> dict[str, Any]:
+        """What transformers set aside when the pipeline was made."""
+        others = getattr(self, "assistant_tokenizer", None)
+        tokenizers = {} if others is None else {"tokenizer": self.tokenizer, "assistant_tokenizer": others}
+        return {"assistant_model": getattr(self, "assistant_model", None), **tokenizers}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         if isinstance(inputs, str | dict):
@@ -134,13 +139,14 @@ class Text2TextPipeline(Pipeline):
             with logging.tqdm(total=size, disable=not wanted, unit="text") as bar:
                 while read := list(islice(rows, window)):
                     encoded = [self._encode(row, first + i, preprocess_params) for i, row in enumerate(read)]
-                    first += len(read)
                     records: list[Records] = [[]] * len(read)
                     for batch in sorted_batches(encoded, batch_size):
-                        outputs = self.forward(self._collate([encoded[i] for i in batch]), **forward_params)
+                        options = for_inputs(forward_params, [first + i for i in batch])
+                        outputs = self.forward(self._collate([encoded[i] for i in batch]), **options)
                         for i, output in zip(batch, outputs, strict=True):
                             records[i] = self.postprocess(output, **postprocess_params)
                         bar.update(len(batch))
+                    first += len(read)
                     yield from records
 
         return Results(run(), size)
@@ -198,9 +204,11 @@ class Text2TextPipeline(Pipeline):
         options = self._prepare_generate_kwargs(generate_kwargs, **overrides)
         strings = self._option(options, "stop_strings", None)
         if strings:
-            inputs["tokenizer"] = self.tokenizer
+            options.setdefault("tokenizer", self.tokenizer)
         output = self.model.generate(**inputs, **options)
-        ended = written_ends(output.sequences, self._option(options, "eos_token_id", []), strings, self.tokenizer)
+        ended = written_ends(
+            output.sequences, self._option(options, "eos_token_id", []), strings, options.get("tokenizer")
+        )
         results = {"ids": output.sequences, "length": 2 + (ended.cumsum(1) == 0)[:, :-1].sum(1)}  # to the first end
         if return_scores:
             penalty = self._option(options, "length_penalty", 1.0)

@@ -32,6 +32,28 @@ def iter_rows(inputs: Iterable[Any]) -> Iterator[Any]:
     return iter(inputs)
 
 
+def for_inputs(options: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+    """Arguments of generate() for the inputs of these numbers, which stand in another order than they came in.
+
+    ``prefix_allowed_tokens_fn`` is asked for an input by its number. One row of ``decoder_input_ids`` is for all.
+
+    Raises:
+        ValueError: for arguments with a row an input.
+    """
+    if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
+        options = {**options, "prefix_allowed_tokens_fn": lambda row, ids: allowed(numbers[row], ids)}
+    for name in ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "encoder_outputs"):
+        if (value := options.get(name)) is None:
+            continue
+        if name == "encoder_outputs" or len(value) > 1:
+            raise ValueError(
+                f"{name} has a row for each input, and the pipeline batches inputs by length, in another order: pass "
+                "one row for all of them, or call model.generate()."
+            )
+        options = {**options, name: value.expand(len(numbers), *value.shape[1:])}
+    return options
+
+
 def sorted_batches(encoded: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
     """The numbers of the rows of each batch, longest first; rows with another first token go into other batches."""
 

@@ -174,9 +174,10 @@ class DragomanTrainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        # In evaluation the mean over this process's batch: with a count, the stock trainer would average devices.
+        # In evaluation the mean over this process's batch: with a count, the stock trainer would average devices. A
+        # compute_loss_func gets what it gets there.
         evaluating = self.model is not None and not self.model.training
-        count = None if evaluating else num_items_in_batch
+        count = None if evaluating and self.compute_loss_func is None else num_items_in_batch
         return super().compute_loss(model, inputs, return_outputs, count)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:

@@ -34,6 +34,7 @@ class WallClock(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
         self.begin = self.start = self.now()
+        self.interrupted = False
         self.warmup = int(args.warmup_steps) if args.warmup_steps >= 1 else 0
         self.walked = max(self.warmup, lr_scheduler.last_epoch)  # steps of the schedule that the clock does not divide
 
@@ -48,8 +49,14 @@ class WallClock(TrainerCallback):
             lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
         if is_true_anywhere(now >= end, args.device):
             control.should_training_stop = True
+            self.interrupted = not self.schedule_by_clock
             control.should_save = control.should_save or not self.schedule_by_clock or args.save_strategy != "no"
         self.bar.update(min(now - self.begin, self.seconds) - self.bar.n)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trainer calls an epoch ended that it broke off: its evaluation, and what is saved then, belong to its end."""
+        if self.interrupted and abs(state.epoch - round(state.epoch)) > 1e-6:
+            control.should_evaluate = control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:

@@ -9,6 +9,16 @@ from transformers import StopStringCriteria
 
 from .modeling.encoder_decoder_generation import of_what_is_written
 
+MOST_TOKENS = 256  # to write, where neither the caller nor the model's generation config says how many
+
+
+def length_limit(model: Any) -> dict[str, int]:
+    """For generate(), where the model's generation config has none; transformers alone would stop at 20 tokens."""
+    config = model.generation_config
+    positions = getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS + 1
+    limit = {"max_new_tokens": min(MOST_TOKENS, positions - 1)}
+    return limit if config.max_length is None and config.max_new_tokens is None else {}
+
 
 def written_ends(
     sequences: Tensor, end_tokens: int | Sequence[int], strings: str | list[str] | None, tokenizer: Any

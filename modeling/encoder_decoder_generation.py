@@ -3,6 +3,7 @@
 import copy
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
@@ -19,6 +20,14 @@ def of_what_is_written(tokenizer: Any) -> Any:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer._switch_to_target_mode()  # a hook of every tokenizer of transformers
     return tokenizer
+
+
+def put_before(columns: Tensor, result: Any) -> Any:
+    """The first columns of the prompts, (B, T), before what was written for each, (B · N, T')."""
+    if isinstance(result, Tensor):
+        return torch.cat([columns.repeat_interleave(len(result) // len(columns), dim=0), result], dim=1)
+    result.sequences = put_before(columns, result.sequences)
+    return result
 
 
 class EncoderDecoderGenerationMixin(GenerationMixin):
@@ -49,15 +58,18 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)
-        if (prefix := kwargs.get("decoder_input_ids")) is not None and kwargs.get("decoder_attention_mask") is None:
-            mask = mask_of_left_padding(prefix, self.config)
+        unread = None  # columns that are padding in every row: transformers would put start tokens before them
+        if (prefix := kwargs.get("decoder_input_ids")) is not None:
+            mask = kwargs.get("decoder_attention_mask")
+            mask = mask_of_left_padding(prefix, self.config) if mask is None else mask
             if not mask.all():
-                begins = int(mask.any(0).long().argmax())  # columns that are padding in every row say nothing
-                kwargs["decoder_input_ids"] = prefix[:, begins:]
-                kwargs["decoder_attention_mask"] = mask[:, begins:]
+                begins = int(mask.any(0).long().argmax())
+                unread = prefix[:, :begins]
+                kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = prefix[:, begins:], mask[:, begins:]
         if kwargs.get("tokenizer") is not None:
             kwargs["tokenizer"] = of_what_is_written(kwargs["tokenizer"])
-        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        return result if unread is None else put_before(unread, result)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         for name in TOKENIZERS:

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 import dragoman
 from classifiers import KEYS, planted
-from dragoman import DragomanConfig, DragomanTokenizer, attribute
+from dragoman import DragomanConfig, DragomanTokenizer, align, attribute
 from dragoman.attention_rollout import flow, mixtures, rollout
 from dragoman.attribution import METHODS, gradient_x_input, integrated_gradients
 from dragoman.faithfulness import faithfulness
 from dragoman.word_spans import offsets_of_written, word_spans
+from ladder import SIDES, randomise
 from support import build, recurrent, tiny
 
 TEXTS = ["a dog runs home", "I hate this film", "don't you like it?", "我讨厌这部电影"]
@@ -224,6 +226,16 @@ def test_without_a_target_it_is_what_the_model_writes(writer: Any, tokenizer: Dr
     assert float(found.scores.sum()) == pytest.approx(1)
 
 
+def test_how_much_is_written_where_nobody_says(tokenizer: DragomanTokenizer) -> None:
+    """As in the pipeline, and not the 20 tokens of transformers."""
+    model = build(tiny(vocab_size=len(tokenizer), max_position_embeddings=40))
+    model.generation_config.update(eos_token_id=None, suppress_tokens=[0, 1, 2, 3])
+    assert attribute(model, tokenizer, TEXT, method="attention").explained.labels.shape == (1, 39)
+    assert len(align(model, tokenizer, TEXT, units="tokens").weights) > 30
+    model.generation_config.max_new_tokens = 7
+    assert attribute(model, tokenizer, TEXT, method="attention").explained.labels.shape == (1, 7)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "first", "last_eos", "attention"])
 def test_classes(pooling: str, tokenizer: DragomanTokenizer) -> None:
     model = classifier(tokenizer, pooling=pooling, id2label={0: "no", 1: "so", 2: "yes"})
@@ -238,6 +250,39 @@ def test_classes(pooling: str, tokenizer: DragomanTokenizer) -> None:
     for weight in reversed(outputs.attentions):
         weights = 0.5 * weights + 0.5 * weights @ weight[0].mean(0).double()
     torch.testing.assert_close(attribute(model, tokenizer, TEXT, method="attention_rollout").scores, weights.detach())
+
+
+@pytest.mark.parametrize("name", ["Marian", "Pegasus", "BlenderbotSmall", "Bart"])
+def test_models_that_scale_what_they_look_up(name: str, tokenizer: DragomanTokenizer) -> None:
+    ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos")}
+    config = getattr(transformers, f"{name}Config")
+    make = getattr(transformers, "MarianMTModel" if name == "Marian" else f"{name}ForConditionalGeneration")
+    sizes = {**SIDES, "vocab_size": len(tokenizer), "decoder_start_token_id": 0}
+    model = randomise(make(config(**sizes, **ids, scale_embedding=True))).eval()
+    found = attribute(model, tokenizer, TEXT, TARGET, method="integrated_gradients")
+    explained: Any = found.explained
+    nothing = torch.where(explained.is_text[:, None], 0.0, explained.vectors())
+    difference = found.value - float(explained.of_vectors(nothing).detach())
+    assert float(found.scores.sum()) == pytest.approx(difference, rel=0.02)
+    model.get_input_embeddings = lambda: torch.nn.Embedding(len(tokenizer), 32)
+    with pytest.raises(ValueError, match="computes something else from token vectors than from the tokens"):
+        attribute(model, tokenizer, TEXT, TARGET, method="gradient_x_input")
+
+
+@pytest.mark.parametrize("name", ["Bart", "GPT2"])
+@pytest.mark.parametrize("method", ["attention", "attention_rollout", "attention_flow"])
+def test_heads_that_read_another_state(name: str, method: str, tokenizer: DragomanTokenizer) -> None:
+    """The last one, as far as they see; what it holds is not known here."""
+    ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos")}
+    sizes = SIDES if name == "Bart" else {"n_embd": 32, "n_head": 4, "n_layer": 2}
+    config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), num_labels=3, **ids, **sizes)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    assert len(attribute(model, tokenizer, TEXT).words) == 7
+    if (name, method) == ("Bart", "attention"):  # the decoder's, over the source
+        return
+    with pytest.raises(ValueError, match=f"Which state {name}ForSequenceClassification reads is not known"):
+        attribute(model, tokenizer, TEXT, method=method)
 
 
 def test_several_labels_are_explained_one_by_one(tokenizer: DragomanTokenizer) -> None:

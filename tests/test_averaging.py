@@ -225,8 +225,11 @@ def test_the_command_line(run: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "The tokenizer in" in refused.stderr
     assert not (tmp_path / "half").exists()
-    best = CliRunner().invoke(app, ["average", str(run), str(tmp_path / "best"), "--best", "1", "--metric", "loss"])
-    assert best.exit_code == 0, best.output
+    rated = str(rewrite_metric(run, tmp_path / "rated", "eval_wer", {2: 0.1, 4: 0.3, 6: 0.25, 8: 0.15}, None))
+    for direction, step in ((["--smaller-is-better"], 2), ([], 4)):
+        to = tmp_path / f"best {step}"
+        best = CliRunner().invoke(app, ["average", rated, str(to), "--best", "1", "--metric", "wer", *direction])
+        assert f"The mean of checkpoint-{step} is in" in best.output
 
 
 # ---- exponential moving average ----

@@ -171,6 +171,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.size
 
+    def __call__(self, text_target: str) -> dict[str, list[int]]:
+        return {"input_ids": [7, 6]}
+
 
 class TestFromTokenizer:
     def test_fills_sizes_and_ids(self) -> None:
@@ -186,6 +189,13 @@ class TestFromTokenizer:
 
     def test_starts_with_padding_where_there_is_no_bos(self) -> None:
         assert DragomanConfig.from_tokenizer(Tokenizer(bos_token_id=None)).decoder_start_token_id == 4
+
+    def test_an_end_that_no_text_has(self) -> None:
+        with CaptureLogger(presets.logger) as log:
+            DragomanConfig.from_tokenizer(Tokenizer())
+            assert not log.io.getvalue()
+            DragomanConfig.from_tokenizer(Tokenizer(eos_token_id=8, eos_token="[END]"))
+        assert "does not put its eos_token '[END]' at the end of a text" in log.out
 
     def test_two_vocabularies(self) -> None:
         tokenizer = Tokenizer(separate_vocabularies=True, source_vocab_size=50, target_vocab_size=40)
@@ -216,7 +226,8 @@ class TestFromTokenizer:
         ("tokenizer", "arguments", "message"),
         [
             (Tokenizer(pad_token_id=None), {}, "no pad_token.*add_special_tokens"),
-            (Tokenizer(eos_token_id=None), {}, "no eos_token"),
+            (Tokenizer(eos_token_id=None), {}, "no eos_token.*add_special_tokens"),
+            (Tokenizer(eos_token_id=None, sep_token="[SEP]"), {}, "tokenizer.eos_token = tokenizer.sep_token"),
             (Tokenizer(), {"preset": "huge"}, "no preset 'huge'; choose from tiny, small"),
             (Tokenizer(), {"vocab_size": 49}, "vocab_size 49 does not hold the tokenizer's 50 ids"),
             (Tokenizer(), {"hiden_size": 49}, "Did you mean hidden_size"),

@@ -122,6 +122,22 @@ def test_ragged_prefixes(mode: dict[str, Any], scheme: str, cache: str) -> None:
         assert row[: alone.shape[1]] == alone[0].tolist()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beam"])
+def test_prompts_that_are_all_padded(mode: dict[str, Any], masked: bool) -> None:
+    """To a fixed width, say: what is returned begins with them as they are, and goes on as without the padding."""
+    model, inputs = model_and_source()
+    inputs = {name: value[:2] for name, value in inputs.items()}
+    prompts = torch.tensor([[1, 9, 8], [0, 1, 5]])
+    padded = torch.cat([torch.zeros(2, 2, dtype=torch.long), prompts], dim=1)
+    mask = {"decoder_attention_mask": (padded != 0).long()} if masked else {}
+    expected = generate(model, inputs, decoder_input_ids=prompts, return_dict_in_generate=True, **mode)
+    found = generate(model, inputs, decoder_input_ids=padded, return_dict_in_generate=True, **mask, **mode)
+    torch.testing.assert_close(found.sequences[:, 2:], expected.sequences)
+    assert not found.sequences[:, :2].any()
+    assert generate(model, inputs, decoder_input_ids=padded, **mask, **mode).tolist() == found.sequences.tolist()
+
+
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_attentions_while_generating(mode: dict[str, Any]) -> None:
     for cache in ("dynamic", "static"):

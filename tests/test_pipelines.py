@@ -1,5 +1,6 @@
 """pipeline("dragoman-text2text"): what it writes against generate() row by row, in which order, and what it refuses."""
 
+import copy
 import re
 import textwrap
 from collections.abc import Iterator
@@ -232,6 +233,36 @@ def test_how_much_is_written_where_nobody_says(small: Text2TextPipeline) -> None
     assert records[0]["score"] == pytest.approx(3 * score(made, "abc", records[0]["generated_token_ids"].tolist()))
     greedy = made("abc", return_tensors=True, return_scores=True, max_new_tokens=3, length_penalty=0.0)[0]
     assert greedy["score"] == pytest.approx(3 * score(made, "abc", greedy["generated_token_ids"].tolist()), rel=1e-5)
+
+
+def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
+    """Texts are batched by length: whatever goes by the row must not go by the row of the batch."""
+    firsts = [4 + i for i in range(len(TEXTS))]
+
+    def allowed(number: int, ids: torch.Tensor) -> list[int]:
+        return [firsts[number]] if len(ids) == 1 else list(range(4, 20))
+
+    options = {"max_new_tokens": 5, "return_tensors": True}
+    for inputs in (TEXTS, iter(TEXTS)):
+        found = pipe(inputs, prefix_allowed_tokens_fn=allowed, batch_size=2, **options)
+        records = [record[0] if isinstance(record, list) else record for record in found]
+        assert [int(record["generated_token_ids"][1]) for record in records] == firsts
+    start = pipe.model.config.decoder_start_token_id
+    found = pipe(TEXTS, decoder_input_ids=torch.tensor([[start, 7]]), **options)
+    assert all(record["generated_token_ids"][:2].tolist() == [start, 7] for record in found)
+    with pytest.raises(ValueError, match="decoder_input_ids has a row for each input, and the pipeline batches"):
+        pipe(TEXTS[:2], decoder_input_ids=torch.tensor([[start, 7], [start, 8]]), **options)
+
+
+def test_what_stock_pipelines_hand_on() -> None:
+    model, words = family("bart")
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu", assistant_model=copy.deepcopy(model))
+    assert made._forward_params["assistant_model"] is made.assistant_model is not None
+    alone = pipeline(TASK, model=model, tokenizer=words, device="cpu")
+    assert made("abc", max_new_tokens=5) == alone("abc", max_new_tokens=5)
+    words.backend_tokenizer.decoder = decoders.Fuse()
+    options = {"max_new_tokens": 5, "stop_strings": ["j"]}
+    assert alone(TEXTS, **options) == alone(TEXTS, tokenizer=words, **options)
 
 
 STOPS = ["j", "gm", "ll", "hh", "kf"]

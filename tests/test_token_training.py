@@ -425,6 +425,24 @@ def test_sittings_by_the_clock_add_up_to_one_run(tmp_path: Path, monkeypatch: py
     torch.testing.assert_close(sitting.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
+def test_epochs_end_once_however_often_they_are_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens at the end of an epoch draws random numbers, and counts for the best checkpoint."""
+    epochs = {"eval_strategy": "epoch", "save_strategy": "epoch", "dropout": 0.1, "num_train_epochs": 2}
+    whole = trainer(tmp_path / "whole", **epochs)
+    whole.train()
+    seconds = itertools.count()
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    steps = 0
+    while steps < whole.state.max_steps:
+        torch.manual_seed(123)
+        sitting = trainer(tmp_path / "sittings", max_minutes=13 / 60, **epochs)
+        sitting.train(resume_from_checkpoint=steps > 0)
+        steps = sitting.state.global_step
+    assert len(logged(sitting, "eval_loss")) == 2
+    torch.testing.assert_close(logged(sitting, "eval_loss"), logged(whole, "eval_loss"))
+    torch.testing.assert_close(sitting.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
 def test_the_schedule_goes_by_the_clock_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))

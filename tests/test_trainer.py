@@ -82,7 +82,14 @@ def loss_of_logits(outputs: Any, labels: Any, num_items_in_batch: Any = None) ->
     return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
 
 
-@pytest.mark.parametrize("own", [{"trainer_class": LooksInside}, {"compute_loss_func": loss_of_logits}])
+def loss_by_count(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    total = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    "own", [{"trainer_class": LooksInside}, *({"compute_loss_func": loss} for loss in (loss_of_logits, loss_by_count))]
+)
 def test_evaluation_with_a_loss_of_the_users(own: dict[str, Any], tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
     model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
     run = trainer(tokenizer, tmp_path, model, **{"trainer_class": DragomanTrainer, **own})

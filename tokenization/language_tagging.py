@@ -19,7 +19,7 @@ class LanguageTagging(CodeSharing):
     """Source rows `<2de> x … </s>` where `languages` are known, else `x … </s>`; targets never carry a tag."""
 
     _tokenizer: Tokenizer
-    _backends: list[Tokenizer]
+    _idle_tokenizer: Tokenizer | None
     _in_target_mode = False
     _end: str | None = None  # that rows are known to end with
 
@@ -59,7 +59,7 @@ class LanguageTagging(CodeSharing):
                     f"eos_token={self.eos_token!r} is not in the vocabulary: add_special_tokens({{'eos_token': ...}}) "
                     "puts it there."
                 )
-            for backend in self._backends:
+            for backend in filter(None, (self._tokenizer, self._idle_tokenizer)):
                 renew_end(backend, (self.eos_token, self.eos_token_id))
             self._end = self.eos_token
 

@@ -45,7 +45,7 @@ class DragomanTokenizer(LanguageTagging):
         if target_tokenizer_file is not None:
             target_tokenizer_object = Tokenizer.from_file(target_tokenizer_file)
         # The vocabulary of the side not in use; None: both sides use one.
-        self._idle_tokenizer: Tokenizer | None = copy.deepcopy(target_tokenizer_object)
+        self._idle_tokenizer = copy.deepcopy(target_tokenizer_object)
         separate = self._idle_tokenizer is not None
         if separate_vocabularies not in (None, separate):
             state = "belongs to another tokenizer" if separate else "is missing, the vocabulary of the target side"

@@ -84,7 +84,7 @@ def ask(model: PreTrainedModel, source_size: int, target_size: int, length: int)
 def special_ids(config: Any) -> set[int]:
     """Of padding, starts and ends; there may be several of a kind, or none."""
     values = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "decoder_start", "eos", "bos")]
-    return {i for value in values for i in (value if isinstance(value, list) else [value])}
+    return {i for value in values if value is not None for i in (value if isinstance(value, list) else [value])}
 
 
 def _pad(rows: list[Tensor], value: int) -> Tensor:
