@@ -75,10 +75,8 @@ class DragomanBaseConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Without what is no field, which no file may hold: it would be refused when it is loaded."""
-        fields = super().to_dict()
-        for name in self._strays():
-            fields.pop(name, None)
-        return fields
+        strays = self._strays()
+        return {name: value for name, value in super().to_dict().items() if name not in strays}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """With the plugin imported, write the code that loads the folder without it, too."""

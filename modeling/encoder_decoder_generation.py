@@ -62,7 +62,7 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         if (prefix := kwargs.get("decoder_input_ids")) is not None:
             mask = kwargs.get("decoder_attention_mask")
             mask = mask_of_left_padding(prefix, self.config) if mask is None else mask
-            if not mask.all():
+            if mask.dim() == 2 and not mask.all():
                 begins = int(mask.any(0).long().argmax())
                 unread = prefix[:, :begins]
                 kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = prefix[:, begins:], mask[:, begins:]
