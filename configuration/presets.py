@@ -86,8 +86,8 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
         raise ValueError(f"The tokenizer has no {missing}: {remedy}.")
     if tokenizer.eos_token_id not in tokenizer(text_target="a")["input_ids"]:
         logger.warning(
-            f"This tokenizer does not put its eos_token {tokenizer.eos_token!r} at the end of a text: add it to the "
-            "labels, or the model never learns to stop."
+            f"This tokenizer does not put its eos_token {tokenizer.eos_token!r} at the end of a text: labels need "
+            "it, or the model never learns to stop."
         )
     source = getattr(tokenizer, "source_vocab_size", len(tokenizer))
     target = getattr(tokenizer, "target_vocab_size", len(tokenizer))

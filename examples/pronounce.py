@@ -176,11 +176,11 @@ def align(
 ) -> tuple[list[str], torch.Tensor]:
     """The phonemes of a word, and how much each looked at each letter (T, S): cross-attention, averaged over heads, of
     the layer that looks most sharply."""
-    inputs = tokenizer(word, return_tensors="pt")
+    inputs = tokenizer(word, return_tensors="pt").to(model.device)
     ids = model.generate(**inputs)
     phonemes = tokenizer.decode(ids[0], skip_special_tokens=True).split()
     outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True)
-    layers = torch.stack(outputs.cross_attentions)[:, 0].mean(1)[:, : len(phonemes), : len(word)]  # (L, T, S)
+    layers = torch.stack(outputs.cross_attentions)[:, 0].mean(1)[:, : len(phonemes), : len(word)].cpu()  # (L, T, S)
     return phonemes, layers[layers.amax(-1).mean(-1).argmax()]
 
 

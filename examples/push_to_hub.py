@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-import dragoman  # noqa: F401  (the Auto classes know the model from here on)
+from dragoman.averaging import load
 from dragoman.model_cards import CARD, adopt, is_edited, refresh
 from dragoman.verification import verify
 
@@ -26,7 +26,7 @@ def prepare(source: Path, repo_id: str, target: Path, max_shard_size: str) -> No
     """Raises ValueError for a target that holds something else, or a result that `verify` refuses."""
     if target.is_dir() and any(target.iterdir()):
         refuse_problems(target)
-    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    model, tokenizer = load(source), AutoTokenizer.from_pretrained(source)
     target.mkdir(parents=True, exist_ok=True)
     names = ["LICENSE", *REPORTS]
     if not (target / CARD).is_file() or (is_edited(source / CARD) and not is_edited(target / CARD)):
@@ -64,9 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--push", action="store_true", help="Push it; else only prepare it.")
     parser.add_argument("--private", action="store_true", help="Nobody else sees the repository, if it is new.")
     args = parser.parse_args(argv)
-    target = args.output_dir or args.folder.with_name(f"{args.folder.resolve().name}-to-push")
+    folder = args.folder.resolve()  # it may be "."
+    target = args.output_dir or folder.with_name(f"{folder.name}-to-push")
     try:
-        prepare(args.folder, args.repo_id, target, args.max_shard_size)
+        prepare(folder, args.repo_id, target, args.max_shard_size)
     except (ValueError, OSError) as error:
         raise SystemExit(f"push_to_hub: {error}") from error
     for path in sorted(target.iterdir()):

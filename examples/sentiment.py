@@ -117,11 +117,11 @@ def train(rows: Rows, held_out: Rows, names: list[str], tokenizer: Any, argument
 
 
 def measure(found: Any, labels: Any, count: int) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the labels, in percent."""
+    """Accuracy, and F1 averaged over the labels that are there or were found, in percent."""
     f1 = []
     for label in range(count):
-        right = np.sum((found == label) & (labels == label))
-        f1.append(2 * right / max(1, np.sum(found == label) + np.sum(labels == label)))
+        right, total = np.sum((found == label) & (labels == label)), np.sum(found == label) + np.sum(labels == label)
+        f1 += [2 * right / total] if total else []
     return {"accuracy": 100 * float(np.mean(found == labels)), "macro_f1": 100 * float(np.mean(f1))}
 
 
@@ -216,6 +216,7 @@ def run(arguments: Arguments) -> None:
     rows, held_out = read_rows(arguments.train_file, arguments.validation_file)
     names = sorted({label for _, label in rows})
     tokenizer = DragomanTokenizer.train((text for text, _ in rows), vocab_size=arguments.vocab_size)
+    tokenizer.model_max_length = arguments.max_length  # for whoever loads the checkpoint
     unlike = {f.name: getattr(arguments, f.name) for f in fields(Arguments) if f.type in (int, float, str)}
     unlike = {name: value for name, value in unlike.items() if value != getattr(Arguments, name)}
     record: dict[str, Any] = {"texts": [len(rows), len(held_out)], "labels": len(names), "unlike": unlike, "seeds": []}

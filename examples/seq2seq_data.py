@@ -210,8 +210,8 @@ def _encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     def to_ids(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         sources = tokenizer(batch["source"])["input_ids"]
         targets = tokenizer(text_target=batch["target"])["input_ids"]
-        end = tokenizer.eos_token_id  # not every tokenizer puts one
-        return {"input_ids": sources, "labels": [ids if ids[-1:] == [end] else [*ids, end] for ids in targets]}
+        end = tokenizer.eos_token_id  # not every tokenizer puts one; mBART's puts a language behind it
+        return {"input_ids": sources, "labels": [ids if end in ids[-2:] else [*ids, end] for ids in targets]}
 
     return pairs.map(to_ids, batched=True, desc="Tokenising")
 

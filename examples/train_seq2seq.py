@@ -185,13 +185,15 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
     if given.tokens_per_batch:
         parser.set_defaults(train_sampling_strategy="random")  # these batches are of like lengths anyway
     parser.set_defaults(schedule_by_clock=bool(given.max_minutes))
-    model_args, data, args = parser.parse_args_into_dataclasses(args=argv)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    set_seed(args.seed)
     try:
+        model_args, data, args = parser.parse_args_into_dataclasses(args=argv)
+        set_seed(args.seed)
         if not (args.do_train or args.do_eval or args.do_predict):
             raise ValueError("Nothing to do: pass --do_train, --do_eval or --do_predict.")
+        decay = model_args.moving_average
+        averages = [] if decay is None else [ExponentialMovingAverageCallback(decay)]
         if data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
         if data.bleu_tokenize not in BLEU.TOKENIZERS:
@@ -218,10 +220,8 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[EvaluateInOrder()],
+        callbacks=[EvaluateInOrder(), *averages],
     )
-    if model_args.moving_average is not None:
-        trainer.add_callback(ExponentialMovingAverageCallback(model_args.moving_average))
     score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
     trainer.compute_metrics = score if args.predict_with_generate else None
     if args.do_train:

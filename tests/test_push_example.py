@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 import push_to_hub
@@ -73,6 +73,19 @@ def test_a_dry_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         push_to_hub.main([str(trained), "me/model"])
     with pytest.raises(SystemExit, match="push_to_hub: "):
         push_to_hub.main([str(trained.parent / "nowhere"), "me/model"])
+
+
+def test_a_classifier_stays_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From within its folder."""
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    config = DragomanConfig.from_tokenizer(tokenizer, preset=tiny(), num_labels=3)
+    model = build(config, auto=AutoModelForSequenceClassification)
+    model.save_pretrained(trained)
+    monkeypatch.chdir(trained)
+    push_to_hub.main([".", "me/model"])
+    pushed = AutoModelForSequenceClassification.from_pretrained(trained.with_name("my-model-to-push"))
+    assert pushed.config.architectures == ["DragomanForSequenceClassification"]
+    torch.testing.assert_close(pushed.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_pushing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,10 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         measured = re.findall(r"^(.+), seed (\d)", done.stdout, re.M)
         assert sorted(measured) == sorted((row, seeds[-1]) for row in ("unchanged", "no average", "greedy"))
+    changed = {**plan, "all": ["--max_steps", 3, *plan["all"][2:]]}
+    (recipes / "ar2en" / "ablation.json").write_text(json.dumps(changed), "utf-8")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert "has unchanged, no average, greedy by another plan: name another --output" in done.stderr
     rows = json.loads((output / "ablation_results.json").read_text("utf-8"))["rows"]
     assert all(set(found) == {"0", "4"} for found in rows.values())
     weights = {row: found["0"]["weights_sha256"] for row, found in rows.items()}

@@ -225,6 +225,26 @@ def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "classification-test" / "nbest.tsv").is_file()
 
 
+def test_a_source_that_is_too_long(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = letters()
+    sizes = {"vocab_size": len(words), "position_encoding": "learned", "max_position_embeddings": 12}
+    model = build(tiny(**sizes, pad_token_id=0, eos_token_id=2))
+    model.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    (tmp_path / "test").write_text("abc\td\nabcdefghijklmno\td\n")
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path / "model", script.Task("transliteration"), tmp_path / "test", max_new_tokens=4)
+    error = capsys.readouterr().err
+    assert "score: Input 1: the text has 16 tokens and the model reads at most 12" in error
+    assert "or pass --truncate" in error
+    script.main(tmp_path / "model", script.Task("transliteration"), tmp_path / "test", max_new_tokens=4, truncate=True)
+    assert "2 rows" in capsys.readouterr().out
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path / "model", script.Task("transliteration"), tmp_path / "test")
+    assert "there are no weights (*.safetensors) in it" in capsys.readouterr().err
+
+
 def test_what_was_not_trained_to_classify(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

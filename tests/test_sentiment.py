@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import sentiment
 import sentiment_data
@@ -82,6 +82,7 @@ def test_measures() -> None:
     scores = sentiment.measure(found, labels, 3)
     assert scores["accuracy"] == 50
     assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
+    assert sentiment.measure(found, found, 5) == {"accuracy": 100, "macro_f1": 100}  # the other classes do not occur
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
@@ -152,6 +153,7 @@ def test_one_command_then_a_pipeline(tmp_path: Path) -> None:
     assert "Most decisive words for 'good': lovely" in done.stdout
     assert "against it: awful" in done.stdout
     assert (tmp_path / "run" / "decisive_words.png").read_bytes().startswith(b"\x89PNG")
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 160
     found = pipeline("text-classification", model=str(tmp_path / "run"))(["an awful story", "a lovely story"])
     assert [answer["label"] for answer in found] == ["bad", "good"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
 
 import dragoman
@@ -224,6 +224,9 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
             "All 64 training pairs are longer than 256 source or 1",
         ),
         (["--do_train", "{train}", "--vocab_size", "2"], "vocab_size=2 is too small"),
+        (["--do_train", "{train}", "--tokens_per_batch", "0"], "train_seq2seq: tokens_per_batch=0"),
+        (["--do_train", "{train}", "--max_minutes", "-1"], "train_seq2seq: max_minutes=-1"),
+        (["--do_train", "{train}", "--moving_average", "1.5"], r"train_seq2seq: decay=1\.5 must be between 0 and 1"),
         (["--do_train", "{train}", "--preset", "smal"], "There is no preset 'smal'"),
         (["--do_train", "{train}", "--config_overrides", "dropuot=0.2"], "Did you mean dropout"),
         (["--do_train", "{train}", "--config_overrides", "dropout"], "'dropout' is not of the form name=value"),
@@ -296,6 +299,18 @@ def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Pa
     assert trainer.model.config.decoder_start_token_id == vocabulary["<pad>"]
     assert all(labels[-1] == vocabulary["</s>"] for labels in trainer.train_dataset["labels"])
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == vocabulary
+
+
+def test_an_end_is_put_where_there_is_none(data: ModuleType) -> None:
+    """mBART's stands before a language."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "<pad>": 2, "de": 3, "a": 4}, unk_token="<unk>"))
+    names = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+    pairs = Dataset.from_dict({"source": ["a"], "target": ["a"]})
+    for template, expected in (("$A", [4, 1]), ("$A </s>", [4, 1]), ("$A </s> de", [4, 1, 3])):
+        special = [("</s>", 1), ("de", 3)]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+        assert data.encode_for_training(pairs, tokenizer, 9, 9)["labels"] == [expected]
 
 
 def test_a_checkpoint_is_continued_or_only_evaluated(script: ModuleType, tmp_path: Path, files: list[str]) -> None:

@@ -5,7 +5,7 @@
 `ablation.json` beside the recipe lists the rows: arguments that are added (`train`, `score`; the last of a name counts)
 or left out (`without`). What `all` adds, every row has, the unchanged first one too: a shorter training, say. A row
 that only scores otherwise scores what the first row trained. `ablation_results.json` in --output is written after each
-measurement, and what it holds is not measured again.
+measurement, and what it holds is not measured again; what was measured with other arguments is refused.
 """
 
 import json
@@ -35,12 +35,15 @@ def leave_out(arguments: list[Any], names: list[str]) -> list[Any]:
     return kept
 
 
-def measure(recipe: Record, row: Record, data: Path, output: Path, seed: int) -> Record:
-    """Train and score a row from a seed; or score anew what the first row trained from it."""
+def changed_by(row: Record, recipe: Record) -> Record:
     arguments = [*leave_out(recipe["train"], row.get("without", [])), *row.get("train", [])]
     changed = {**recipe, "train": arguments, "score": [*recipe["score"], *row.get("score", [])]}
-    if "average" in row:
-        changed["average"] = row["average"]
+    return changed | ({"average": row["average"]} if "average" in row else {})
+
+
+def measure(recipe: Record, row: Record, data: Path, output: Path, seed: int) -> Record:
+    """Train and score a row from a seed; or score anew what the first row trained from it."""
+    changed = changed_by(row, recipe)
     folder = output / row["name"].replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     if "score" not in row:
@@ -53,7 +56,7 @@ def main(
     recipe: Annotated[str, typer.Argument(help=", ".join(ABLATIONS))],
     data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
     seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
-    at_once: Annotated[int, typer.Option(help="How many trainings run side by side.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="How many trainings run side by side.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE-ablation.")] = None,
 ) -> None:
     """What each part of a recipe is worth: train it without the part, or with another one, from several seeds."""
@@ -77,18 +80,28 @@ def main(
             result["rows"][row["name"]][str(seed)] = kept
             result.update(date=date.today().isoformat(), hardware=hardware(), at_once=at_once)
             result.update(threads=torch.get_num_threads(), metric=about["metrics"][0], all=plan["all"])
-            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            partial_file = file.with_suffix(".partial")  # whoever stops this loses no measurement
+            partial_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            partial_file.replace(file)
         typer.echo(f"{row['name']}, seed {seed}: " + ", ".join(f"{m} {kept[m]:.2f}" for m in about["metrics"]))
 
     rows = [{"name": REFERENCE}, *plan["rows"]]
     result["rows"] = {row["name"]: {} for row in rows} | result["rows"]  # in this order
+    plans = {row["name"]: changed_by(row, about) for row in rows}
+    if other := [n for n, plan in result.get("plans", {}).items() if result["rows"][n] and plan != plans.get(n)]:
+        raise SystemExit(f"ablate: {file} has {', '.join(other)} by another plan: name another --output.")
+    result["plans"] = plans
     for wanted in ([row for row in rows if "score" not in row], [row for row in rows if "score" in row]):
         missing: list[Callable[[], None]] = [
             partial(work, row, seed) for seed in seeds for row in wanted if str(seed) not in result["rows"][row["name"]]
         ]
         with ThreadPoolExecutor(at_once) as pool:
-            for done in [pool.submit(task) for task in missing]:
-                done.result()
+            try:
+                for done in [pool.submit(task) for task in missing]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # not hours of other trainings first
+                raise
 
 
 if __name__ == "__main__":

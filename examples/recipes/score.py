@@ -12,7 +12,7 @@ Tasks and their files, each compressed or not:
   errors count against the nearest one.
 - `transliteration`: `source<TAB>target`. Word and character error rate.
 - `bleu`: sources, a text a line, with `--references`; or `source<TAB>target`. sacreBLEU, with its signature.
-- `classification`: `label text` or `label<TAB>text` a line; a first line `label...` is a header. Accuracy.
+- `classification`: `label text` or `label<TAB>text` a line; a first line `label<TAB>...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
 score<TAB>text`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
@@ -143,6 +143,9 @@ def main(
     nbest: Annotated[int, typer.Option(min=1, help="How many to write down, at most num-beams.")] = 5,
     length_penalty: float = 1.0,
     max_new_tokens: int = 128,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut sources that are longer than the model reads.")
+    ] = False,
     batch_size: int = 64,
     output_dir: Annotated[Path | None, typer.Option(help="Default: the checkpoint's folder, by task and file.")] = None,
 ) -> None:
@@ -151,15 +154,20 @@ def main(
     for folder in (checkpoint, *others):
         if not (folder / "config.json").is_file():
             fail(f"{folder}: {'there is no model (config.json) in it' if folder.is_dir() else 'no such folder'}.")
+        if not any(folder.glob("*.safetensors")):
+            fail(f"{folder}: there are no weights (*.safetensors) in it.")
     if others and task == Task.CLASSIFICATION:
         fail("--with is for tasks whose answers are written; classification is of one checkpoint.")
     test = read_test(task, testfile, references)
     options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": min(nbest, num_beams)}
     options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "length_penalty": length_penalty}
-    if task == Task.CLASSIFICATION:
-        options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
-    else:
-        rows = generate(checkpoint, others, test.sources, options)
+    try:
+        if task == Task.CLASSIFICATION:
+            options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
+        else:
+            rows = generate(checkpoint, others, test.sources, options | {"truncation": truncate})
+    except (ValueError, OSError) as error:
+        fail(str(error).replace("truncation=True", "--truncate"))
     scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
     data = [testfile] if references is None else [testfile, references]
     sums = [sha256(sorted(folder.glob("*.safetensors"))) for folder in (checkpoint, *others)]
