@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from .ensemble import EnsembleLogitsProcessor
+
 Records = list[dict[str, Any]]
 
 
@@ -51,6 +53,8 @@ def for_inputs(options: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
                 "one row for all of them, or call model.generate()."
             )
         options = {**options, name: value.expand(len(numbers), *value.shape[1:])}
+    if any(isinstance(processor, EnsembleLogitsProcessor) for processor in options.get("logits_processor") or ()):
+        raise ValueError("An EnsembleLogitsProcessor belongs to one batch as it is: call models[0].generate() with it.")
     return options
 
 

@@ -250,6 +250,9 @@ def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
     start = pipe.model.config.decoder_start_token_id
     found = pipe(TEXTS, decoder_input_ids=torch.tensor([[start, 7]]), **options)
     assert all(record["generated_token_ids"][:2].tolist() == [start, 7] for record in found)
+    together = [dragoman.EnsembleLogitsProcessor([pipe.model], **pipe.tokenizer(["abc"], return_tensors="pt"))]
+    with pytest.raises(ValueError, match="An EnsembleLogitsProcessor belongs to one batch"):
+        pipe("abc", logits_processor=together, **options)
     with pytest.raises(ValueError, match="decoder_input_ids has a row for each input, and the pipeline batches"):
         pipe(TEXTS[:2], decoder_input_ids=torch.tensor([[start, 7], [start, 8]]), **options)
 
