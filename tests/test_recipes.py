@@ -131,6 +131,18 @@ def test_a_change_is_reported_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> N
         ablate.leave_out(["--a", 1], ["--d"])
 
 
+def test_a_run_of_several_sittings_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import report
+
+    seed = {"bleu": 40.0, "epochs": 60.0, "parameters": 1000}
+    result = {"recipe": "multi30k", "scores": {"bleu": {}}, "longest_training": 90, "hardware": "two", "date": "today"}
+    for more, training in (({}, "1.5 minutes"), ({"resumed": True}, "in several sittings")):
+        line = report.row({**result, "seeds": [{**seed, **more}]}, "multi30k/results-x.json")
+        assert line.startswith("| [multi30k](multi30k/results-x.json) | 1 | BLEU 40.00 | - | 1,000 | 60 epochs, ")
+        assert f"{training}; two | today |" in line
+
+
 def test_ablations_change_arguments_that_recipes_have() -> None:
     for file in RECIPES.glob("*/ablation.json"):
         plan = json.loads(file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Write the tables in README.md, from the results.json and the ablation_results.json of the recipes.
+"""Write the tables in README.md, from the results*.json and the ablation_results.json of the recipes.
 
 python examples/recipes/report.py
 """
@@ -14,16 +14,18 @@ BEGIN, END = "<!-- {}: written by report.py -->\n", "<!-- end of {} -->"
 NAMES = {"wer": "WER", "per": "PER", "cer": "CER", "bleu": "BLEU"}
 
 
-def row(result: dict[str, Any]) -> str:
+def row(result: dict[str, Any], file: str) -> str:
     scores, together = [], []
     for metric in result["scores"]:
         scores.append(f"{NAMES[metric]} {with_spread([seed[metric] for seed in result['seeds']])}")
         if "ensemble" in result:
             together.append(f"{NAMES[metric]} {result['ensemble'][metric]:.2f}")
     first = result["seeds"][0]
-    trained = f"{first['epochs']:.0f} epochs, {result['longest_training'] / 60:.1f} minutes"
+    sittings = any(seed.get("resumed") for seed in result["seeds"])
+    how_long = "in several sittings" if sittings else f"{result['longest_training'] / 60:.1f} minutes"
+    trained = f"{first['epochs']:.0f} epochs, {how_long}"
     cells = (
-        f"[{result['recipe']}]({result['recipe']}/results.json)",
+        f"[{result['recipe']}]({file})",
         str(len(result["seeds"])),
         ", ".join(scores),
         ", ".join(together) or "-",
@@ -35,9 +37,10 @@ def row(result: dict[str, Any]) -> str:
 
 
 def render() -> str:
-    results = [json.loads(path.read_text("utf-8")) for path in sorted(HERE.glob("*/results.json"))]
+    files = sorted(HERE.glob("*/results*.json"))  # of other hardware, too
+    rows = [row(json.loads(file.read_text("utf-8")), file.relative_to(HERE).as_posix()) for file in files]
     head = "| recipe | seeds | mean (least to most) | their ensemble | parameters | training of one seed | date |"
-    return "\n".join([head, "|---|--:|---|---|--:|---|---|", *map(row, results)]) + "\n"
+    return "\n".join([head, "|---|--:|---|---|--:|---|---|", *rows]) + "\n"
 
 
 def ablation(result: dict[str, Any]) -> str:

@@ -48,7 +48,8 @@ def python(*command: str, log: Path) -> None:
 def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
-    if not any(part.startswith("--resume_from_checkpoint") for part in more):
+    resumed = any(part.startswith("--resume_from_checkpoint") for part in more)
+    if not resumed:
         shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
     arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]
@@ -63,7 +64,9 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
         python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
     state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
     record = score(recipe, data, output / f"seed-{seed}-score", [scored], log)
-    steps = {"steps": state["global_step"], "epochs": round(state["epoch"], 1)}
+    steps: Record = {"steps": state["global_step"], "epochs": round(state["epoch"], 1)}
+    if resumed:
+        steps["resumed"] = True  # the seconds are those of the last sitting
     size = {"parameters": count_parameters(folder / "model.safetensors")}
     return {"seed": seed, "train_seconds": round(seconds), **steps, **size, **record}
 
