@@ -51,6 +51,8 @@ class CheckpointSaving(PreTrainedModel):
             "save_peft_format": save_peft_format,
             "save_original_format": save_original_format,
         }
+        if getattr(self, "hf_quantizer", None) is None:  # maybe a new model, of a quantized one's configuration
+            vars(self.config).pop("quantization_config", None)
         folder = Path(save_directory)
         # Many processes write one folder, or none is written here.
         if distributed_checkpoint or folder.is_file() or not self.should_save_on_this_rank(is_main_process):

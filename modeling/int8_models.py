@@ -54,11 +54,6 @@ class Int8Capable(PreTrainedModel):
                 )
         return super()._apply(fn, recurse)
 
-    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        if getattr(self, "hf_quantizer", None) is None:  # a new model, of the configuration of a quantized one
-            vars(self.config).pop("quantization_config", None)
-        super().save_pretrained(*arguments, **options)
-
     def _get_resized_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         # Private in transformers, and what every resize goes through.
         if self.is_int8:

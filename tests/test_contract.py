@@ -444,8 +444,9 @@ class TestGenerate:
         padded = torch.tensor([[0] * (4 - len(p)) + p for p in prefixes])
         free = {"no_repeat_ngram_size": 0, **mode}
         found = generate(model, inputs, decoder_input_ids=padded, **free)
-        wider = nn.functional.pad(padded, (2, 0))  # columns of padding alone say nothing
-        assert generate(model, inputs, decoder_input_ids=wider, **free).tolist() == found.tolist()
+        wider = nn.functional.pad(padded, (2, 0))  # columns of padding alone say nothing, and come back
+        expected = nn.functional.pad(found, (2, 0)).tolist()
+        assert generate(model, inputs, decoder_input_ids=wider, **free).tolist() == expected
         for i, prefix in enumerate(prefixes):
             source = {"input_ids": inputs["input_ids"][i][inputs["attention_mask"][i].bool()][None]}
             alone = generate(model, source, decoder_input_ids=torch.tensor([prefix]), **free)[0].tolist()
