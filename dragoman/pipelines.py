@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .sorted_batches import Records, Results, for_inputs, iter_rows, sorted_batches
 from .surrogates import check_characters
 from .target_languages import encode_for
-from .written_rows import MOST_TOKENS, sequence_scores, written_ends
+from .written_rows import most_tokens, sequence_scores, written_ends
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
@@ -67,7 +67,7 @@ class Text2TextPipeline(Pipeline):
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad_token to make batches with: set tokenizer.pad_token.")
         positions = getattr(model.config, "max_position_embeddings", None) or NO_LIMIT
-        self._default_generation_config = GenerationConfig(max_new_tokens=min(MOST_TOKENS, positions - 1))
+        self._default_generation_config = GenerationConfig(max_new_tokens=most_tokens(model))
         self._positions = NO_LIMIT if getattr(model.config, "position_encoding", None) in UNBOUNDED else positions
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 

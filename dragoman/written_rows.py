@@ -12,12 +12,15 @@ from .modeling.encoder_decoder_generation import of_what_is_written
 MOST_TOKENS = 256  # to write, where neither the caller nor the model's generation config says how many
 
 
+def most_tokens(model: Any) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS + 1
+    return min(MOST_TOKENS, positions - 1)
+
+
 def length_limit(model: Any) -> dict[str, int]:
     """For generate(), where the model's generation config has none; transformers alone would stop at 20 tokens."""
     config = model.generation_config
-    positions = getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS + 1
-    limit = {"max_new_tokens": min(MOST_TOKENS, positions - 1)}
-    return limit if config.max_length is None and config.max_new_tokens is None else {}
+    return {"max_new_tokens": most_tokens(model)} if config.max_length is None is config.max_new_tokens else {}
 
 
 def written_ends(

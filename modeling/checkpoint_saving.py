@@ -60,8 +60,10 @@ class CheckpointSaving(PreTrainedModel):
             super().save_pretrained(folder, **options, **kwargs)
             return
         with staging(folder) as stage:
+            before = _states(stage)
             super().save_pretrained(stage, **options)
-            written = commit(stage, folder, variant)
+            written = [name for name, state in sorted(_states(stage).items()) if before.get(name) != state]
+            commit(stage, folder, variant)
         if self.write_card is not None:
             self.write_card(folder)
         if push_to_hub:  # transformers would push before the files are in place
@@ -109,10 +111,9 @@ def staging(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
-    """Move what was written in ``stage`` into ``folder``, remove what it replaces; the names of the model's files."""
+def commit(stage: Path, folder: Path, variant: str | None = None) -> None:
+    """Move what was written in ``stage`` into ``folder``, and remove what it replaces."""
     new = {path.name for path in stage.iterdir()}
-    untouched = {path.name for path in _seen(folder) if path.name in new and _age(path) == _age(stage / path.name)}
     moves = sorted(name for name in new if not _is_same(stage / name, folder / name))
     old = {path.name for path in _seen(folder)} - new
     if RECORD in new:  # else it is an adapter, and the weights here are those it adapts
@@ -124,16 +125,15 @@ def commit(stage: Path, folder: Path, variant: str | None = None) -> list[str]:
         (folder / name).unlink()
     for name in moves:
         (stage / name).replace(folder / name)
-    return sorted(new - untouched)
 
 
 def _seen(folder: Path) -> list[Path]:
     return [path for pattern in SEEN for path in folder.glob(pattern) if path.is_file()]
 
 
-def _age(path: Path) -> int:
-    """A copy made by ``copy2`` is as old as what it was copied from, until it is written anew."""
-    return path.stat().st_mtime_ns
+def _states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Of each file, by name: other ones, once it is written anew."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
 def _is_same(new: Path, old: Path) -> bool:

@@ -201,7 +201,10 @@ def test_what_else_lies_in_the_folder_stays(models: dict[str, Any], tmp_path: Pa
 def test_only_what_was_saved_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What else lies in the folder is the user's own."""
     pushed: list[list[str]] = []
-    record = lambda self, folder, names, *_, **__: pushed.append(names)  # noqa: E731
+
+    def record(self: Any, folder: Path, names: list[str], *_: Any, **__: Any) -> None:
+        pushed.append(names)
+
     monkeypatch.setattr(DragomanForConditionalGeneration, "_push", record)
     DragomanTokenizer.train(["a dog"], vocab_size=300).save_pretrained(tmp_path)
     (tmp_path / "train.py").write_text("KEY = 'secret'")

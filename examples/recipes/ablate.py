@@ -88,7 +88,8 @@ def main(
     rows = [{"name": REFERENCE}, *plan["rows"]]
     result["rows"] = {row["name"]: {} for row in rows} | result["rows"]  # in this order
     plans = {row["name"]: changed_by(row, about) for row in rows}
-    if other := [n for n, plan in result.get("plans", {}).items() if result["rows"][n] and plan != plans.get(n)]:
+    measured = {name: result.get("plans", {}).get(name) for name, found in result["rows"].items() if found}
+    if other := [name for name, plan in measured.items() if plan != plans.get(name)]:
         raise SystemExit(f"ablate: {file} has {', '.join(other)} by another plan: name another --output.")
     result["plans"] = plans
     for wanted in ([row for row in rows if "score" not in row], [row for row in rows if "score" in row]):
