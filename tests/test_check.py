@@ -422,6 +422,12 @@ class TestSubjects:
         with pytest.raises(ValueError, match="checked as it is"):
             find_subject(str(tmp_path), {"dropout": 0.1})
 
+    def test_a_classifier_is_not_judged_by_a_new_decoder(self, tmp_path: Path) -> None:
+        config = dragoman.presets.tiny(vocab_size=40, hidden_size=32)
+        dragoman.DragomanForSequenceClassification(config).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"\(DragomanForSequenceClassification\) cannot be checked"):
+            find_subject(str(tmp_path))
+
     def test_shrinking_keeps_what_is_no_size(self) -> None:
         full, small = dragoman.presets.modern_base(), find_subject("modern_base").build(None).config
         kept = ("norm_type", "norm_placement", "position_encoding", "hidden_act", "gated_feed_forward", "final_norm")

@@ -103,9 +103,15 @@ def subject_of(name: str, config: PreTrainedConfig, folder: str | None, override
 
     def build(implementation: str | None = None) -> Any:
         chosen = copy.deepcopy(config)
-        kwargs = {} if implementation is None else {"attn_implementation": implementation}
+        kwargs: dict[str, Any] = {} if implementation is None else {"attn_implementation": implementation}
         if folder is not None:
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, config=chosen, dtype=torch.float32, **kwargs)
+            kwargs |= {"dtype": torch.float32, "output_loading_info": True}
+            model, loading = AutoModelForSeq2SeqLM.from_pretrained(folder, config=chosen, **kwargs)
+            if missing := sorted(loading["missing_keys"]):
+                raise ValueError(
+                    f"{name} has not all weights of a {type(model).__name__}, for one no {missing[0]}: what it holds "
+                    f"({', '.join(config.architectures or ['a model without a name'])}) cannot be checked."
+                )
         else:
             torch.manual_seed(0)
             model = AutoModelForSeq2SeqLM.from_config(chosen, **kwargs)
