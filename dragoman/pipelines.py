@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .sorted_batches import Records, Results, for_inputs, iter_rows, sorted_batches
 from .surrogates import check_characters
 from .target_languages import encode_for
-from .written_rows import most_tokens, sequence_scores, written_ends
+from .written_rows import given_columns, most_tokens, sequence_scores, written_lengths
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
@@ -198,21 +198,21 @@ class Text2TextPipeline(Pipeline):
 
     def _forward(self, model_inputs: Encoded, return_scores: bool = False, **generate_kwargs: Any) -> list[Encoded]:  # type: ignore[override]
         inputs = dict(model_inputs)
-        forced = inputs.pop("forced_bos_token_id")
-        overrides = {} if forced is None else {"forced_bos_token_id": forced}
-        overrides |= {"return_dict_in_generate": True, "output_scores": return_scores}
+        overrides = said(forced_bos_token_id=inputs.pop("forced_bos_token_id"), output_scores=return_scores)
+        overrides |= {"return_dict_in_generate": True}
         options = self._prepare_generate_kwargs(generate_kwargs, **overrides)
         strings = self._option(options, "stop_strings", None)
         if strings:
             options.setdefault("tokenizer", self.tokenizer)
         output = self.model.generate(**inputs, **options)
-        ended = written_ends(
-            output.sequences, self._option(options, "eos_token_id", []), strings, options.get("tokenizer")
-        )
-        results = {"ids": output.sequences, "length": 2 + (ended.cumsum(1) == 0)[:, :-1].sum(1)}  # to the first end
+        begins = given_columns(output.sequences, options.get("decoder_input_ids"))
+        ends = self._option(options, "eos_token_id", None)
+        pad = self._option(options, "pad_token_id", None) if options.get("stopping_criteria") else None
+        lengths = written_lengths(output.sequences, begins, ends, strings, options.get("tokenizer"), pad)
+        results = {"ids": output.sequences, "length": begins + lengths}
         if return_scores:
             penalty = self._option(options, "length_penalty", 1.0)
-            results["score"] = sequence_scores(self.model, output, results["length"] - 1, penalty)
+            results["score"] = sequence_scores(self.model, output, lengths, penalty)
         rows = len(inputs["input_ids"])
         return [{name: value.unflatten(0, (rows, -1))[i] for name, value in results.items()} for i in range(rows)]
 

@@ -37,13 +37,16 @@ def iter_rows(inputs: Iterable[Any]) -> Iterator[Any]:
 def for_inputs(options: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     """Arguments of generate() for the inputs of these numbers, which stand in another order than they came in.
 
-    ``prefix_allowed_tokens_fn`` is asked for an input by its number. One row of ``decoder_input_ids`` is for all.
+    ``prefix_allowed_tokens_fn`` is asked for an input by its number, and a list of ``decoder_start_token_id`` has one
+    for each. One row of ``decoder_input_ids`` is for all.
 
     Raises:
         ValueError: for arguments with a row an input.
     """
     if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
         options = {**options, "prefix_allowed_tokens_fn": lambda row, ids: allowed(numbers[row], ids)}
+    if isinstance(starts := options.get("decoder_start_token_id"), list):
+        options = {**options, "decoder_start_token_id": [starts[number] for number in numbers]}
     for name in ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "encoder_outputs"):
         if (value := options.get(name)) is None:
             continue
@@ -59,7 +62,13 @@ def for_inputs(options: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
 
 
 def sorted_batches(encoded: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
-    """The numbers of the rows of each batch, longest first; rows with another first token go into other batches."""
+    """The numbers of the rows of each batch, longest first; rows with another first token go into other batches.
+
+    Alone they go as they came, which is how a streamer shows them, and a seed draws for them.
+    """
+    if batch_size == 1:
+        yield from ([i] for i in range(len(encoded)))
+        return
 
     def forced(i: int) -> int:
         return encoded[i].get("forced_bos_token_id", -1)

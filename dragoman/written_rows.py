@@ -23,15 +23,36 @@ def length_limit(model: Any) -> dict[str, int]:
     return {"max_new_tokens": most_tokens(model)} if config.max_length is None is config.max_new_tokens else {}
 
 
-def written_ends(
-    sequences: Tensor, end_tokens: int | Sequence[int], strings: str | list[str] | None, tokenizer: Any
+def given_columns(sequences: Tensor, prompt: Tensor | None) -> int:
+    """How many columns of (B * N, T) were not written: the prompt's (B, P), before which a start token may be put."""
+    if prompt is None:
+        return 1
+    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
+    return prompt.shape[1] + int(not torch.equal(sequences[:, : prompt.shape[1]], prompt))
+
+
+def written_lengths(
+    sequences: Tensor,
+    begins: int,
+    end_tokens: int | Sequence[int] | None,
+    strings: str | list[str] | None,
+    tokenizer: Any,
+    pad: int | None,
 ) -> Tensor:
-    """Whether each token (B * N, T) after the start is an end token, or the last of a ``stop_strings``."""
-    ended = torch.isin(sequences[:, 1:], torch.as_tensor(end_tokens, device=sequences.device))
-    if not strings:
-        return ended
-    has_string: Any = StopStringCriteria(of_what_is_written(tokenizer), strings)  # as generate() asks after every token
-    return ended | torch.stack([has_string(sequences[:, :n], None) for n in range(2, sequences.shape[1] + 1)], dim=1)
+    """How many tokens (B * N,) each row has from column ``begins`` to its first end.
+
+    An end is an end token, the last token of a ``stop_strings``, or, for rows that a criterion may have stopped, what
+    only ``pad`` follows.
+    """
+    written = sequences[:, begins:]
+    ended = torch.isin(written, torch.as_tensor([] if end_tokens is None else end_tokens, device=sequences.device))
+    if strings and written.shape[1]:
+        has_string: Any = StopStringCriteria(of_what_is_written(tokenizer), strings)  # as generate() asks every token
+        columns = range(begins + 1, sequences.shape[1] + 1)
+        ended = ended | torch.stack([has_string(sequences[:, :n], None) for n in columns], dim=1)
+    up_to_end = ended.cumsum(1) - ended.long() == 0
+    before_padding = (written != pad).flip(1).cumsum(1).flip(1) > 0 if pad is not None else up_to_end
+    return (up_to_end & (ended | before_padding)).sum(1)
 
 
 def sequence_scores(model: Any, output: Any, lengths: Tensor, length_penalty: float) -> Tensor:

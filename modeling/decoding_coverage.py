@@ -33,6 +33,7 @@ REARRANGED = (
     RelativeBias,
     RotaryEmbedding,
 )  # what the step does in its own way
+THEIRS = {part: part.forward for part in REARRANGED}  # as it was when this was loaded: a class can be patched
 # What the step knows, by name: the code that a checkpoint brought is the same. A subclass or peft may have its own.
 KNOWN = {
     "forward": "DragomanForConditionalGeneration.forward",
@@ -42,7 +43,7 @@ KNOWN = {
 }
 
 
-def is_covered(model: Any, arguments: dict[str, Any]) -> bool:
+def is_covered(model: Any, arguments: dict[str, Any], rows: int) -> bool:
     """Whether the step computes what the model would with these arguments. What it does not, the stock loop does."""
     config, states = arguments["generation_config"], arguments["encoder_outputs"].last_hidden_state
     mask, prefix_mask = arguments.get("attention_mask"), arguments.get("decoder_attention_mask")
@@ -50,7 +51,7 @@ def is_covered(model: Any, arguments: dict[str, Any]) -> bool:
     in_other_ways = arguments.get("synced_gpus") or config.is_assistant or config.prefill_chunk_size
     return (
         states.device.type == "cpu"  # elsewhere looking whether rows are finished would make every step wait
-        and (states.dtype, states.device) == (model.dtype, model.device)
+        and (len(states), states.dtype, states.device) == (rows, model.dtype, model.device)
         and not torch.is_autocast_enabled("cpu")
         and all(arguments[name] is None for name in arguments.keys() - ARGUMENTS)
         and (mask is None or mask.dim() == 2)
@@ -74,18 +75,31 @@ def is_untouched(model: Any) -> bool:
     """Whether all is ours down to the parts that the step calls, nothing drops out, and nobody listens in between."""
     base, head = model.base_model, model.get_output_embeddings()
     called = [(model, name, ours) for name, ours in KNOWN.items()] + [(base, "forward", "DragomanModel.forward")]
-    known = all(getattr(getattr(owner, name), "__qualname__", None) == ours for owner, name, ours in called)
+    known = all(is_original(getattr(owner, name), ours) for owner, name, ours in called)
     if not known or model.training or model.config._attn_implementation != "sdpa":
         return False
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:  # registered anew
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
-    if not all(part is None or type(part) in REARRANGED for part in parts):
+    if not all(part is None or THEIRS.get(type(part)) is type(part).forward for part in parts):
         return False
     everything = [model, base, head, *base.decoder.modules()]
     listened = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     return not (listened or any(map(is_intercepted, everything)))
+
+
+def is_original(method: Any, name: str) -> bool:
+    """Whether it has that name, and is not somebody else's that only took it (as ``functools.wraps`` does)."""
+    ours = {__name__.partition(".")[0], "transformers", "torch"}
+    function = getattr(method, "__func__", method)
+    if getattr(function, "__qualname__", None) != name:
+        return False
+    while function is not None:
+        if function.__globals__["__name__"].partition(".")[0] not in ours:
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def is_intercepted(module: nn.Module) -> bool:

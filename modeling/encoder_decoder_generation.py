@@ -40,6 +40,7 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
     generation_config: GenerationConfig
     encoder_output_class: type[ModelOutput] = BaseModelOutput
 
+    @torch.no_grad()  # as transformers' own, of which some take what is wrapped
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("cu_seq_lens") is not None or kwargs.get("decoder_cu_seq_lens") is not None:
             raise ValueError(
@@ -59,17 +60,30 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)
         unread = None  # columns that are padding in every row: transformers would put start tokens before them
-        if (prefix := kwargs.get("decoder_input_ids")) is not None:
+        prefix, cache = kwargs.get("decoder_input_ids"), kwargs.get("past_key_values")
+        if prefix is not None and (cache is None or cache.get_seq_length() == 0):
             mask = kwargs.get("decoder_attention_mask")
             mask = mask_of_left_padding(prefix, self.config) if mask is None else mask
             if mask.dim() == 2 and not mask.all():
-                begins = int(mask.any(0).long().argmax())
+                begins = self._first_read(prefix, mask, asked)
                 unread = prefix[:, :begins]
                 kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = prefix[:, begins:], mask[:, begins:]
+                for whole, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+                    if asked.get(whole) and not asked.get(new):
+                        kwargs[whole] = asked[whole] - begins
         if kwargs.get("tokenizer") is not None:
             kwargs["tokenizer"] = of_what_is_written(kwargs["tokenizer"])
-        result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        generate: Any = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate)
+        result = generate(self, inputs, generation_config, *args, **kwargs)
         return result if unread is None else put_before(unread, result)
+
+    @staticmethod
+    def _first_read(prefix: Tensor, mask: Tensor, asked: dict[str, Any]) -> int:
+        """The first column to keep: if all begin with a start token, as where it is the padding token, the first."""
+        start = asked.get("decoder_start_token_id")
+        start = asked.get("bos_token_id") if start is None else start
+        begun = start is not None and bool(torch.isin(prefix[:, 0], torch.as_tensor(start, device=prefix.device)).any())
+        return 0 if begun else int(mask.any(0).long().argmax())
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         for name in TOKENIZERS:

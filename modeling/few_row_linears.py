@@ -59,7 +59,11 @@ def product_of(layers: Sequence[nn.Module]) -> Product:
 
 
 def as_it_is(layer: nn.Module) -> Product:
-    return lambda x: layer(x[:, None])[:, 0]
+    def call(x: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # what it keeps of its own is to serve training, too
+            return layer(x[:, None])[:, 0]
+
+    return call
 
 
 def are_plain(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Linear]]:

@@ -24,15 +24,17 @@ class DragomanGenerationMixin(EncoderDecoderGenerationMixin):
 
     config: DragomanConfig
 
-    # transformers' private seams: generate(), all prepared, calls one of these two, by keyword.
+    # transformers' private seams: generate(), all prepared, calls one of these two; loops of others may, too.
 
-    def _sample(self, input_ids: Any, **arguments: Any) -> Any:  # type: ignore[override]
-        if not is_covered(self, arguments):
+    def _sample(self, *given: Any, **arguments: Any) -> Any:
+        input_ids, arguments = by_name(given, arguments)
+        if not is_covered(self, arguments, len(input_ids)):
             return super()._sample(input_ids, **arguments)  # type: ignore[misc]
         return DecodingLoops(self, arguments).sample(input_ids, **arguments)
 
-    def _beam_search(self, input_ids: Any, **arguments: Any) -> Any:  # type: ignore[override]
-        if not is_covered(self, arguments):
+    def _beam_search(self, *given: Any, **arguments: Any) -> Any:
+        input_ids, arguments = by_name(given, arguments)
+        if not is_covered(self, arguments, len(input_ids)):
             return super()._beam_search(input_ids, **arguments)  # type: ignore[misc]
         return DecodingLoops(self, arguments).beam_search(input_ids, **arguments)
 
@@ -41,6 +43,13 @@ class DragomanGenerationMixin(EncoderDecoderGenerationMixin):
         # the same source, so only what they wrote differs; without the hook both halves would be copied every step.
         past_key_values.self_attention_cache.reorder_cache(beam_idx)
         return past_key_values
+
+
+def by_name(given: tuple[Any, ...], arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The ids, and the other arguments of a loop, of which the first are often given by place."""
+    places = ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer")
+    arguments = {**dict(zip(places, given, strict=False)), **arguments}
+    return arguments.pop("input_ids"), arguments
 
 
 class Watched(StoppingCriteriaList):

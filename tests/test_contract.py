@@ -447,11 +447,26 @@ class TestGenerate:
         wider = nn.functional.pad(padded, (2, 0))  # columns of padding alone say nothing, and come back
         expected = nn.functional.pad(found, (2, 0)).tolist()
         assert generate(model, inputs, decoder_input_ids=wider, **free).tolist() == expected
+        limits = {**free, "max_new_tokens": None, "max_length": 9}
+        assert generate(model, inputs, decoder_input_ids=wider, **limits).shape[1] == 9
         for i, prefix in enumerate(prefixes):
             source = {"input_ids": inputs["input_ids"][i][inputs["attention_mask"][i].bool()][None]}
             alone = generate(model, source, decoder_input_ids=torch.tensor([prefix]), **free)[0].tolist()
             assert alone[: len(prefix)] == prefix
             assert found[i, 4 - len(prefix) :].tolist()[: len(alone)] == alone
+
+    @every_kind
+    def test_padded_prefixes_with_a_cache_that_has_read_some(self, kind: str) -> None:
+        """Padding is the start token of many models, and a cache has the columns that it has."""
+        model, inputs = generating(kind, decoder_start_token_id=0)
+        ids = torch.tensor([[0, 0, 5, 6], [0, 0, 7, 8], [0, 0, 9, 3], [0, 0, 1, 4]])
+        mask = torch.tensor([[0, 1, 1, 1]] * 4)
+        prefix = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        begun = {name: columns[:, :3] for name, columns in prefix.items()}
+        with torch.no_grad():
+            cache = model(**inputs, **begun, use_cache=True).past_key_values
+        found = generate(model, inputs, **prefix, past_key_values=cache)
+        assert found.tolist() == generate(model, inputs, **prefix).tolist()
 
     @every_kind
     def test_forced_bos_and_start_per_row(self, kind: str) -> None:

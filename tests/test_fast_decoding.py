@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dragoman.modeling import decoding_step, few_row_linears, generation_dragoman
+from dragoman.modeling.attention import Attention
 from dragoman.modeling.decoding_step import DecodingStep
 from dragoman.modeling.few_row_linears import FewRowLinear
 from dragoman.modeling.generation_dragoman import DecodingLoops
@@ -415,6 +416,73 @@ def test_replaced_layers_are_called_as_they_are(mode: dict[str, Any], runs: Runs
     assert all(module.calls for module in model.modules() if isinstance(module, Coarse))
 
 
+class Kept(Coarse):
+    """One that keeps what it has computed once."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = (self.linear.weight.detach() * 4).round() / 4
+        return F.linear(x, self.kept, self.linear.bias)
+
+
+def test_what_a_replaced_layer_keeps_may_be_trained_with(runs: Runs) -> None:
+    model, inputs = prepare(tiny(tie_word_embeddings=False))
+    layer = model.model.decoder.layers[0].feed_forward
+    layer.down_proj = Kept(layer.down_proj)
+    runs.fast(model, **inputs)
+    assert runs.covered == [True]
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert layer.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_a_patched_class_falls_back(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = prepare(tiny(position_encoding="rotary"))
+    plain = runs.fast(model, **inputs).tolist()
+
+    def weaker(part: type[nn.Module], name: str) -> None:
+        function = getattr(part, name)
+
+        @functools.wraps(function)
+        def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = function(self, *args, **kwargs)
+            if isinstance(found, tuple):
+                return (found[0] * 0.3, *found[1:])
+            found.logits = found.logits.roll(1, -1)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, patched)
+            found = runs.fast(model, **inputs).tolist()
+            assert runs.covered == [False]
+            assert found == runs.stock(model, **inputs).tolist() != plain
+
+    weaker(Attention, "forward")
+    weaker(Model, "forward")
+    weaker(Model, "apply_head")
+
+
+@both
+def test_loops_called_by_others(mode: dict[str, Any], runs: Runs) -> None:
+    """Whose arguments come by place; and generate() without its no_grad, as of transformers' own models."""
+    model, inputs = prepare(tiny(position_encoding="rotary"))
+    loop = "_beam_search" if "num_beams" in mode else "_sample"
+
+    def own(model: Any, input_ids: Tensor, **given: Any) -> Any:
+        first = [given.pop(name) for name in ("logits_processor", "stopping_criteria", "generation_config")]
+        return getattr(model, loop)(input_ids, *first, **given)
+
+    expected = runs.stock(model, **inputs, **mode)
+    torch.manual_seed(0)
+    assert model.generate(**inputs, **mode, custom_generate=own).tolist() == expected.tolist()
+    torch.manual_seed(0)
+    unwrapped: Any = type(model).generate
+    outputs = unwrapped.__wrapped__(model, **inputs, **mode, output_scores=True, return_dict_in_generate=True)
+    assert outputs.sequences.tolist() == expected.tolist()
+    assert outputs.scores[0].requires_grad
+
+
 def test_streamer_and_prefix(runs: Runs) -> None:
     class Collect(BaseStreamer):
         def __init__(self) -> None:
@@ -532,6 +600,11 @@ FALLS_BACK: dict[str, Any] = {
         model.model.decoder.rotary, "__class__", type("Other", (type(model.model.decoder.rotary),), {})
     ),
     "a cache with something in it": filled_cache,
+    "several prompts for one source": lambda _, inputs: inputs.update(
+        input_ids=inputs["input_ids"][:1],
+        attention_mask=inputs["attention_mask"][:1],
+        decoder_input_ids=torch.tensor([[1, 9], [1, 5], [1, 6]]),
+    ),
     "left padding": lambda _, inputs: inputs.update(decoder_input_ids=torch.tensor([[0, 1, 4]] * 3 + [[1, 5, 6]])),
     "positions": lambda _, inputs: inputs.update(decoder_position_ids=torch.tensor([[3]] * 4)),
     "no cache": lambda _, inputs: inputs.update(use_cache=False),

@@ -24,8 +24,11 @@ from transformers import (
     MBartTokenizer,
     NllbTokenizer,
     PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
     T5Config,
     T5ForConditionalGeneration,
+    TextStreamer,
     pipeline,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -120,12 +123,54 @@ def test_tokens_and_scores_are_those_of_row_by_row_generation(pipe: Text2TextPip
     assert len(set(map(tuple, written))) > 2
 
 
-def score(pipe: Text2TextPipeline, text: str, ids: list[int]) -> float:
-    """Mean log p of the tokens, by one forward pass."""
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_a_prompt_is_not_counted_as_written(pipe: Text2TextPipeline, options: dict[str, Any]) -> None:
+    """With an end token in it; and where a start token is put before it."""
+    config = pipe.model.generation_config
+    start, end = pipe.model.config.decoder_start_token_id, config.eos_token_id[0]
+    for prompt, columns in (([start, 7, 8, 10], 4), ([start, end, 7], 3), ([7, 8], 3)):
+        given = {"decoder_input_ids": torch.tensor([prompt]), "max_new_tokens": 9, **options}
+        for batch_size in (1, 8):
+            records = pipe(TEXTS, batch_size=batch_size, return_tensors=True, return_scores=True, **given)
+            for text, record in zip(TEXTS, records, strict=True):
+                ids = record["generated_token_ids"].tolist()
+                assert ids[columns - len(prompt) : columns] == prompt
+                assert len(ids) == columns + 9 or ids[-1] in config.eos_token_id
+                assert not set(ids[columns:-1]) & set(config.eos_token_id)
+                assert record["score"] == pytest.approx(score(pipe, text, ids, columns), rel=1e-5)
+
+
+def test_a_row_that_a_criterion_stops(pipe: Text2TextPipeline) -> None:
+    """Alone or beside others that go on."""
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+            return torch.tensor([input_ids.shape[1] > 3]).expand(len(input_ids)) & (input_ids[:, 1] % 2 == 0)
+
+    found = [
+        pipe(
+            TEXTS,
+            batch_size=size,
+            max_new_tokens=9,
+            return_tensors=True,
+            return_scores=True,
+            stopping_criteria=StoppingCriteriaList([Third()]),
+        )
+        for size in (1, 8)
+    ]
+    ids = [[record["generated_token_ids"].tolist() for record in records] for records in found]
+    assert ids[0] == ids[1]
+    assert len(set(map(len, ids[0]))) > 1
+    scores = [[record["score"] for record in records] for records in found]
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=0)
+
+
+def score(pipe: Text2TextPipeline, text: str, ids: list[int], begins: int = 1) -> float:
+    """Mean log p of the tokens from that column on, by one forward pass."""
     with torch.no_grad():
         target = torch.tensor([ids])
         logits = pipe.model(**pipe.tokenizer(text, return_tensors="pt"), decoder_input_ids=target[:, :-1]).logits
-    return log_softmax(logits, -1).gather(2, target[:, 1:, None]).mean().item()
+    return log_softmax(logits, -1).gather(2, target[:, 1:, None])[0, begins - 1 :].mean().item()
 
 
 class Counted(IterableDataset[str]):
@@ -208,6 +253,23 @@ def test_a_stream_is_read_in_windows_and_sorted_within_them(
     assert first == small("ab" * 3)
 
 
+def test_one_by_one_in_the_order_of_the_input(small: Text2TextPipeline) -> None:
+    """For a streamer, and for a seed."""
+    lines: list[str] = []
+
+    class Lines(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            lines.append(text)
+
+    streamer = Lines(small.tokenizer, skip_special_tokens=True)  # type: ignore[arg-type]
+    found = small(TEXTS, batch_size=1, streamer=streamer)
+    assert "".join(lines) == "".join(record["generated_text"] for record in found)
+    torch.manual_seed(0)
+    drawn = small(TEXTS, batch_size=1, do_sample=True)
+    torch.manual_seed(0)
+    assert drawn == [small(text, do_sample=True)[0] for text in TEXTS]
+
+
 def test_a_saved_folder_with_device_dtype_and_batch_size(tmp_path: Path) -> None:
     model, words = family("bart")
     Text2TextPipeline(model, tokenizer=words, device=-1).save_pretrained(tmp_path)
@@ -247,6 +309,8 @@ def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
         found = pipe(inputs, prefix_allowed_tokens_fn=allowed, batch_size=2, **options)
         records = [record[0] if isinstance(record, list) else record for record in found]
         assert [int(record["generated_token_ids"][1]) for record in records] == firsts
+    found = pipe(TEXTS, decoder_start_token_id=firsts, batch_size=3, **options)
+    assert [int(record["generated_token_ids"][0]) for record in found] == firsts
     start = pipe.model.config.decoder_start_token_id
     found = pipe(TEXTS, decoder_input_ids=torch.tensor([[start, 7]]), **options)
     assert all(record["generated_token_ids"][:2].tolist() == [start, 7] for record in found)
