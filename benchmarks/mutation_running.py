@@ -66,6 +66,7 @@ FIRST = {
     "modeling/modeling_dragoman.py": "model saving trainer",
     "modeling/packed_attention.py": "packing",
     "modeling/packing.py": "packing compilation",
+    "modeling/encoder_outputs.py": "contract",
     "modeling/padding.py": "model option_matrix generation packing",
     "modeling/vocabulary_resizing.py": "contract saving",
     "configuration/configuration_dragoman.py": "configuration saving",

@@ -95,6 +95,8 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"There is no preset {preset!r}; choose from {', '.join(PRESETS)}, or pass a DragomanConfig.")
     base = PRESETS[preset]() if isinstance(preset, str) else preset
+    if getattr(base, "model_type", None) != config_class.model_type:
+        raise ValueError(f"preset must be a {config_class.__name__}, not {preset!r:.80}.")
     fitted: dict[str, Any] = {
         "vocab_size": target,
         "source_vocab_size": None,

@@ -24,6 +24,7 @@ _LARGEST = {
 }
 _LARGEST_TABLE = 2**28  # numbers; sinusoids are computed, so no file has to hold them
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "label_smoothing")
+_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # The types whose frequencies are fixed once; dynamic and longrope change with the length decoded so far.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _ROPE_NUMBERS = (
@@ -164,6 +165,10 @@ def check_tying(config: Any) -> None:
 
 def check_classifier(config: Any) -> None:
     source = config.source_vocab_size
+    if config.problem_type not in (None, *_PROBLEM_TYPES):
+        raise ValueError(
+            f"problem_type must be None or one of {', '.join(_PROBLEM_TYPES)}, got {shorten(config.problem_type)}."
+        )
     if config.classifier_backbone == "encoder_decoder" and source not in (None, config.vocab_size):
         raise ValueError(
             "classifier_backbone='encoder_decoder' reads the source on both sides and needs one vocabulary, got "

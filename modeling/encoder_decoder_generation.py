@@ -9,6 +9,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
+from .encoder_outputs import as_encoder_output
 from .padding import mask_of_left_padding, mask_of_padding
 
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")  # arguments of generate() that its loops hand on to the model
@@ -53,9 +54,7 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         if asked.get("assistant_early_exit") is not None:
             raise NotImplementedError("transformers has no early exit for encoder-decoders: pass an assistant_model.")
         if (states := kwargs.get("encoder_outputs")) is not None:
-            kwargs["encoder_outputs"] = (
-                copy.copy(states) if isinstance(states, dict) else self.encoder_output_class(*states)
-            )
+            kwargs["encoder_outputs"] = copy.copy(as_encoder_output(self.encoder_output_class, states))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)

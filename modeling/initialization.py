@@ -48,6 +48,8 @@ def initialize(module: nn.Module, config: Any) -> None:
     elif isinstance(module, nn.RNNBase):
         for parameter in module.parameters():
             init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
+            if fixed and parameter.dim() > 1:
+                init.normal_(parameter, std=fixed)
 
 
 def mark_branch_outputs(projections: Iterable[nn.Linear], branches: int) -> None:

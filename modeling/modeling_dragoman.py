@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
@@ -12,6 +13,7 @@ from .attention import TAKE_A_BIAS, LayerSelection
 from .decoder import Decoder
 from .encoder import Encoder
 from .encoder_decoder_model import EncoderDecoderPreTrainedModel
+from .encoder_outputs import as_encoder_output
 from .int8_loading import register_int8
 from .int8_models import Int8Capable
 from .padding import mask_of_left_padding, mask_of_padding
@@ -106,8 +108,10 @@ class DragomanModel(DragomanPreTrainedModel):
                 max_seq_len,
                 return_dict=True,
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
+            if attention_mask is not None and attention_mask.dim() == 4:  # of source to source, (B, 1, S, S)
+                seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+                attention_mask = seen.any(2)[:, 0]
+        encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
         decoder_outputs = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,

@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .encoder_decoder_generation import EncoderDecoderGenerationMixin
 from .encoder_decoder_model import EncoderDecoderPreTrainedModel
+from .encoder_outputs import as_encoder_output
 from .language_modeling_head import LanguageModelingHead
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
 from .recurrent_attention import records_attention
@@ -80,8 +81,7 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
             encoder_outputs = self.encoder(
                 input_ids, attention_mask, inputs_embeds, output_hidden_states=hidden_states, return_dict=True
             )
-        elif not isinstance(encoder_outputs, RecurrentEncoderOutput):
-            encoder_outputs = RecurrentEncoderOutput(*encoder_outputs)
+        encoder_outputs = as_encoder_output(RecurrentEncoderOutput, encoder_outputs)
         state = self._begin(encoder_outputs) if past_key_values is None else past_key_values
         if state.hidden is None:  # an empty one, of generate()
             vars(state).update(vars(self._begin(encoder_outputs)))

@@ -1,6 +1,7 @@
 """Where two tokens stand to each other, told to attention: one tensor ``(B, H, T, S)`` added to the scores."""
 
 import math
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ class AlibiBias(nn.Module):
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.slopes = nn.Buffer(alibi_slopes(num_heads), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Other dtypes round them, and ``to_empty()`` has none: they are computed anew."""
+        super()._apply(fn, recurse)
+        if not self.slopes.is_meta:
+            self.slopes = nn.Buffer(alibi_slopes(len(self.slopes)).to(self.slopes), persistent=False)
+        return self
 
     def forward(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         distance = (key_positions[:, None, :] - query_positions[:, :, None]).abs()  # (B, T, S)

@@ -46,6 +46,8 @@ class VocabularyResizingMixin:
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
         """Resizes the decoder's input embeddings and the head."""
+        if not hasattr(self.base_model, "decoder"):  # type: ignore[attr-defined]
+            raise ValueError(f"{type(self).__name__} has no decoder: call resize_source_embeddings().")
         embeddings = self.base_model.decoder.embed_tokens  # type: ignore[attr-defined]
         self._one_side_only()
         self._resize(embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)

@@ -316,6 +316,8 @@ class TestLoading:
         two = classifier(source_vocab_size=29, share_embeddings=False)
         two.resize_source_embeddings(45)
         assert two(torch.tensor([[44, 2]])).logits.shape == (1, 3)
+        with pytest.raises(ValueError, match=r"has no decoder: call resize_source_embeddings\(\)"):
+            two.resize_target_embeddings(45)
 
     def test_from_tokenizer_counts_the_labels(self, tokenizer: DragomanTokenizer) -> None:
         for labels in ({"num_labels": 4}, {"id2label": dict(enumerate("abcd"))}):

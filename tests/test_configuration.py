@@ -229,6 +229,8 @@ class TestFromTokenizer:
             (Tokenizer(eos_token_id=None), {}, "no eos_token.*add_special_tokens"),
             (Tokenizer(eos_token_id=None, sep_token="[SEP]"), {}, "tokenizer.eos_token = tokenizer.sep_token"),
             (Tokenizer(), {"preset": "huge"}, "no preset 'huge'; choose from tiny, small"),
+            (Tokenizer(), {"preset": presets.small}, "must be a DragomanConfig, not <function small"),
+            (Tokenizer(), {"preset": DragomanRecurrentConfig()}, "must be a DragomanConfig, not DragomanRec"),
             (Tokenizer(), {"vocab_size": 49}, "vocab_size 49 does not hold the tokenizer's 50 ids"),
             (Tokenizer(), {"hiden_size": 49}, "Did you mean hidden_size"),
         ],
@@ -236,3 +238,11 @@ class TestFromTokenizer:
     def test_errors(self, tokenizer: Tokenizer, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             DragomanConfig.from_tokenizer(tokenizer, **arguments)
+
+    def test_a_preset_of_another_kind(self) -> None:
+        with pytest.raises(ValueError, match="must be a DragomanRecurrentConfig, not 'tiny'"):
+            DragomanRecurrentConfig.from_tokenizer(Tokenizer(), preset="tiny")  # type: ignore[arg-type]
+
+    def test_a_misspelt_problem(self) -> None:
+        with pytest.raises(StrictDataclassError, match="single_label_classification, multi_label_classification, got 'multi_lab"):
+            tiny(problem_type="multi_label")

@@ -29,6 +29,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import find_labels
 
 import dragoman
@@ -427,6 +428,22 @@ class TestGenerate:
         for name, value in before.items():
             torch.testing.assert_close(states[name], value, rtol=0, atol=0)
         assert generate(model, mask, encoder_outputs=before.to_tuple(), **mode).tolist() == expected
+
+    @every_kind
+    def test_encoder_outputs_of_another_class(self, kind: str) -> None:
+        """A mapping, what an encoder of somebody else returns, and a tuple in which nothing stands for None."""
+        model, inputs = generating(kind)
+        mask, ids = {"attention_mask": inputs["attention_mask"]}, torch.tensor([[1, 5, 6]] * 4)
+        expected = generate(model, inputs).tolist()
+        logits = model(**inputs, decoder_input_ids=ids).logits
+        states = model.get_encoder()(**inputs, output_hidden_states=True, return_dict=True)
+        given: list[Any] = [dict(states), states.to_tuple()]
+        if kind in TRANSFORMERS:  # a recurrent decoder needs the encoder's last state, too
+            given.append(BaseModelOutputWithPooling(last_hidden_state=states.last_hidden_state))
+        for outputs in given:
+            torch.testing.assert_close(model(encoder_outputs=outputs, decoder_input_ids=ids, **mask).logits, logits)
+            for cached in (True, False):
+                assert generate(model, mask, encoder_outputs=outputs, use_cache=cached).tolist() == expected
 
     @every_kind
     @greedy_and_beam

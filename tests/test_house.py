@@ -29,7 +29,7 @@ TIERS = [
     ["linear", "dropout", "few_keys"],
     ["norms", "feed_forward", "position_encodings", "position_biases", "loss", "checkpoint_files", "int8_arithmetic"],
     ["packing", "pooling", "classification_loss", "recurrent_attention", "recurrent_layers", "recurrent_state"],
-    ["embeddings", "residual", "packed_attention", "padding", "int8_loading"],
+    ["embeddings", "residual", "packed_attention", "padding", "encoder_outputs", "int8_loading"],
     ["attention"],
     ["building", "initialization", "int8_modules", "encoder_decoder_generation", "language_modeling_head"],
     ["few_row_linears"],

@@ -262,6 +262,20 @@ class TestClearErrors:
         with pytest.raises(ValueError, match="pass position_ids"):
             model(input_ids=ids, labels=ids, attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.bool))
 
+    @pytest.mark.parametrize("target", [4, 6])
+    def test_a_mask_of_source_to_source_is_none_of_target_to_source(self, target: int) -> None:
+        model = build(tiny(position_encoding="rotary")).double()
+        ids, row = torch.randint(3, 37, (2, 6)), torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+        whole = torch.ones(6, 6).tril().bool() & row[:, None, None]  # (B, 1, S, S)
+        added = torch.zeros(whole.shape, dtype=torch.float64).masked_fill(~whole, -torch.inf)
+        positions = torch.arange(6)[None].expand(2, -1)
+        decoder = {"decoder_input_ids": torch.randint(3, 37, (2, target))}
+        states = model.get_encoder()(ids, attention_mask=whole, position_ids=positions)
+        expected = model(encoder_outputs=states, attention_mask=row.long(), **decoder).logits
+        for mask in (whole, added):
+            found = model(input_ids=ids, attention_mask=mask, position_ids=positions, **decoder).logits
+            torch.testing.assert_close(found, expected)
+
     def test_off_the_cpu_the_columns_are_counted(self) -> None:
         """A look at positions would wait for the device; they are one less than the columns at most."""
         config = tiny(position_encoding="sinusoidal", max_position_embeddings=8)

@@ -9,7 +9,14 @@ import torch
 from dragoman.modeling.position_encodings import sinusoids
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from dragoman import DragomanConfig, DragomanEncoderModel, DragomanForConditionalGeneration, DragomanModel
+from dragoman import (
+    DragomanConfig,
+    DragomanEncoderModel,
+    DragomanForConditionalGeneration,
+    DragomanModel,
+    DragomanRecurrentConfig,
+    DragomanRecurrentForConditionalGeneration,
+)
 from support import SCHEMES, batch, build, recurrent, tiny
 
 
@@ -77,6 +84,11 @@ def test_buffers_survive_a_meta_load(scheme: str, tmp_path: Path) -> None:
         again = loaded.from_pretrained(tmp_path)
         for (name, found), (_, expected) in zip(again.named_buffers(), model.named_buffers(), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
+    with torch.device("meta"):
+        again = DragomanForConditionalGeneration(config)
+    again.to_empty(device="cpu").bfloat16().float().load_state_dict(model.state_dict())
+    for (name, found), (_, expected) in zip(again.named_buffers(), model.named_buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
     inputs.pop("labels")
     base = DragomanModel.from_pretrained(tmp_path)
     ids = torch.full((4, 3), 5)
@@ -119,6 +131,12 @@ def test_initial_weights_follow_the_table() -> None:
     fixed = DragomanForConditionalGeneration(tiny(position_encoding="learned", initializer_range=0.7, **sizes))
     for name, parameter in fixed.named_parameters():
         if parameter.dim() > 1:
+            assert parameter.std().item() == pytest.approx(0.7, rel=0.05), name
+    recurrent = DragomanRecurrentForConditionalGeneration(
+        DragomanRecurrentConfig(vocab_size=500, hidden_size=128, initializer_range=0.7)
+    )
+    for name, parameter in recurrent.named_parameters():
+        if parameter.dim() > 1 and len(parameter) > 1:
             assert parameter.std().item() == pytest.approx(0.7, rel=0.05), name
 
 
