@@ -244,5 +244,7 @@ class TestFromTokenizer:
             DragomanRecurrentConfig.from_tokenizer(Tokenizer(), preset="tiny")  # type: ignore[arg-type]
 
     def test_a_misspelt_problem(self) -> None:
-        with pytest.raises(StrictDataclassError, match="single_label_classification, multi_label_classification, got 'multi_lab"):
+        with pytest.raises(
+            StrictDataclassError, match="single_label_classification, multi_label_classification, got 'multi_lab"
+        ):
             tiny(problem_type="multi_label")

@@ -108,15 +108,15 @@ def test_the_document(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent)
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     model.save_pretrained("given"), tokenizer.save_pretrained("given")
-    imports = "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments\n"
-    given = "import dragoman\nmodel, tokenizer = (auto.from_pretrained('given') for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))\n"
+    autos = "transformers.AutoModelForSeq2SeqLM, transformers.AutoTokenizer"
+    given = f"import dragoman, transformers\nmodel, tokenizer = (auto.from_pretrained('given') for auto in ({autos}))\n"
     absent = "import sys\nsys.modules['dragoman'] = None\n"
     snippets = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     without = [snippet for snippet in snippets if "trust_remote_code" in snippet]
     within = [snippet for snippet in snippets if "trust_remote_code" not in snippet]
     assert without
     assert within
-    program = "\n".join([absent, imports, *without, "del sys.modules['dragoman']", given, *within])
+    program = "\n".join([absent, *without, "del sys.modules['dragoman']", given, *within])
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     (trained / "training_args.bin").unlink()
     shutil.rmtree(trained / "checkpoint-1")
