@@ -96,7 +96,7 @@ def is_original(method: Any, name: str) -> bool:
     if getattr(function, "__qualname__", None) != name:
         return False
     while function is not None:
-        if function.__globals__["__name__"].partition(".")[0] not in ours:
+        if getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0] not in ours:
             return False
         function = getattr(function, "__wrapped__", None)
     return True

@@ -59,11 +59,13 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         if input_ids is not None and input_ids.dim() == 2 and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of_padding(input_ids, self.config)
         unread = None  # columns that are padding in every row: transformers would put start tokens before them
-        prefix, cache = kwargs.get("decoder_input_ids"), kwargs.get("past_key_values")
-        if prefix is not None and (cache is None or cache.get_seq_length() == 0):
-            mask = kwargs.get("decoder_attention_mask")
+        if (prefix := kwargs.get("decoder_input_ids")) is not None:
+            cache, mask = kwargs.get("past_key_values"), kwargs.get("decoder_attention_mask")
             mask = mask_of_left_padding(prefix, self.config) if mask is None else mask
-            if mask.dim() == 2 and not mask.all():
+            read = 0 if cache is None else cache.get_seq_length()
+            if read and mask.shape[-1] > read:  # without a mask transformers would have all of it read again
+                kwargs["decoder_attention_mask"] = mask
+            elif not read and mask.dim() == 2 and not mask.all():
                 begins = self._first_read(prefix, mask, asked)
                 unread = prefix[:, :begins]
                 kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = prefix[:, begins:], mask[:, begins:]

@@ -486,6 +486,20 @@ class TestGenerate:
         assert found.tolist() == generate(model, inputs, **prefix).tolist()
 
     @every_kind
+    @greedy_and_beam
+    def test_going_on_from_a_cache(self, mode: dict[str, Any], kind: str) -> None:
+        """What was written, and the cache that is returned with it: transformers alone would read all of it again."""
+        model, inputs = generating(kind)
+        half = {"max_new_tokens": 4, "return_dict_in_generate": True}
+        first = generate(model, inputs, **half, eos_token_id=None)
+        rest = {"decoder_input_ids": first.sequences, "max_new_tokens": 5, **mode}
+        expected = generate(model, inputs, **rest)
+        cache = first.past_key_values
+        if "num_beams" in mode:
+            cache.batch_repeat_interleave(mode["num_beams"])
+        assert generate(model, inputs, **rest, past_key_values=cache).tolist() == expected.tolist()
+
+    @every_kind
     def test_forced_bos_and_start_per_row(self, kind: str) -> None:
         model, inputs = generating(kind)
         assert (generate(model, inputs, forced_bos_token_id=17)[:, 1] == 17).all()
