@@ -199,8 +199,7 @@ class Text2TextPipeline(Pipeline):
     def _forward(self, model_inputs: Encoded, return_scores: bool = False, **generate_kwargs: Any) -> list[Encoded]:  # type: ignore[override]
         inputs = dict(model_inputs)
         overrides = said(forced_bos_token_id=inputs.pop("forced_bos_token_id"), output_scores=return_scores)
-        overrides |= {"return_dict_in_generate": True}
-        options = self._prepare_generate_kwargs(generate_kwargs, **overrides)
+        options = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True, **overrides)
         strings = self._option(options, "stop_strings", None)
         if strings:
             options.setdefault("tokenizer", self.tokenizer)

@@ -33,7 +33,7 @@ REARRANGED = (
     RelativeBias,
     RotaryEmbedding,
 )  # what the step does in its own way
-THEIRS = {part: part.forward for part in REARRANGED}  # as it was when this was loaded: a class can be patched
+FORWARDS = {part: part.forward for part in REARRANGED}  # as it was when this was loaded: a class can be patched
 # What the step knows, by name: the code that a checkpoint brought is the same. A subclass or peft may have its own.
 KNOWN = {
     "forward": "DragomanForConditionalGeneration.forward",
@@ -82,7 +82,7 @@ def is_untouched(model: Any) -> bool:
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
-    if not all(part is None or THEIRS.get(type(part)) is type(part).forward for part in parts):
+    if not all(part is None or FORWARDS.get(type(part)) is type(part).forward for part in parts):
         return False
     everything = [model, base, head, *base.decoder.modules()]
     listened = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks

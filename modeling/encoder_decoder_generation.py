@@ -80,7 +80,7 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
 
     @staticmethod
     def _first_read(prefix: Tensor, mask: Tensor, asked: dict[str, Any]) -> int:
-        """The first column to keep: if all begin with a start token, as where it is the padding token, the first."""
+        """The first column that a row has a token in; or 0, where transformers will find a start token and add none."""
         start = asked.get("decoder_start_token_id")
         start = asked.get("bos_token_id") if start is None else start
         begun = start is not None and bool(torch.isin(prefix[:, 0], torch.as_tensor(start, device=prefix.device)).any())

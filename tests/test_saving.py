@@ -14,7 +14,6 @@ from dragoman import (
     DragomanEncoderModel,
     DragomanForConditionalGeneration,
     DragomanModel,
-    DragomanRecurrentConfig,
     DragomanRecurrentForConditionalGeneration,
 )
 from support import SCHEMES, batch, build, recurrent, tiny
@@ -132,10 +131,8 @@ def test_initial_weights_follow_the_table() -> None:
     for name, parameter in fixed.named_parameters():
         if parameter.dim() > 1:
             assert parameter.std().item() == pytest.approx(0.7, rel=0.05), name
-    recurrent = DragomanRecurrentForConditionalGeneration(
-        DragomanRecurrentConfig(vocab_size=500, hidden_size=128, initializer_range=0.7)
-    )
-    for name, parameter in recurrent.named_parameters():
+    gru = DragomanRecurrentForConditionalGeneration(recurrent(vocab_size=500, hidden_size=128, initializer_range=0.7))
+    for name, parameter in gru.named_parameters():
         if parameter.dim() > 1 and len(parameter) > 1:
             assert parameter.std().item() == pytest.approx(0.7, rel=0.05), name
 
