@@ -92,15 +92,36 @@ def select_checkpoints(
             "a larger save_total_limit and more frequent saving."
         )
     if best is None:
-        return found[-count:]
+        return of_one_run(found[-count:])
     values, greater = read_metric(found, metric_for_best_model, greater_is_better)
     order = sorted(range(len(found)), key=lambda i: -values[i] if greater else values[i])
-    return [found[i] for i in sorted(order[:count])]
+    return of_one_run([found[i] for i in sorted(order[:count])])
+
+
+def of_one_run(folders: list[Path]) -> list[Path]:
+    """The same folders. Raises ValueError where one logged another loss than the last had at the same step."""
+
+    def losses(folder: Path) -> dict[int, float]:
+        file = folder / "trainer_state.json"
+        history = TrainerState.load_from_json(str(file)).log_history if file.is_file() else []
+        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+    final = losses(folders[-1])
+    for folder in folders:
+        if any(loss != final.get(step, loss) for step, loss in losses(folder).items()):
+            raise ValueError(
+                f"{folder} and {folders[-1]} are of two training runs: their losses differ. Delete those of the run "
+                "that is not wanted, or pass a list of folders to average_checkpoints()."
+            )
+    return folders
 
 
 def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -> tuple[list[float], bool]:
     """Its value at each checkpoint, and whether more of it is better."""
-    state = TrainerState.load_from_json(str(folders[-1] / "trainer_state.json"))
+    file = folders[-1] / "trainer_state.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, which tells the best checkpoints: use last=...")
+    state = TrainerState.load_from_json(str(file))
     history = {(name, entry["step"]): value for entry in state.log_history for name, value in entry.items()}
     if metric is None:
         chosen = (name for (name, step), value in history.items() if is_best(state, name, step, value))
@@ -111,7 +132,7 @@ def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -
     if missing := [step for step in steps if step not in values]:
         known = sorted({name for name, _ in history if name.startswith("eval_")})
         raise ValueError(
-            f"{folders[-1] / 'trainer_state.json'} has no {metric} at step {missing[0]} (it knows "
+            f"{file} has no {metric} at step {missing[0]} (it knows "
             f"{', '.join(known) or 'no evaluation'}): train with eval_strategy and save_strategy alike, or use last=..."
         )
     if greater is None:

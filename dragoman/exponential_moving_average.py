@@ -10,6 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 KEY = "exponential_moving_average"  # in the optimizer's state of each parameter
+STEP = "exponential_moving_average_step"  # beside it, of the last weights in it
 
 
 class ExponentialMovingAverageCallback(TrainerCallback):
@@ -25,7 +26,7 @@ class ExponentialMovingAverageCallback(TrainerCallback):
 
     Raises:
         ValueError: for a decay outside (0, 1); in training, for weights in half precision, which cannot hold small
-            changes; for ``load_best_model_at_end``; for a checkpoint to resume that was trained without the average.
+            changes; for ``load_best_model_at_end``; for a checkpoint to resume whose last steps are not in the average.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -49,7 +50,13 @@ class ExponentialMovingAverageCallback(TrainerCallback):
                 "optimizer (save_only_model=True), which holds the average: resume one that has optimizer.pt, or leave "
                 "the callback out."
             )
-        for parameter, _kept in self._trained(optimizer):
+        for parameter, kept in self._trained(optimizer):
+            if kept.get(STEP, state.global_step) != state.global_step:
+                raise ValueError(
+                    f"The checkpoint to resume, of step {state.global_step}, holds the average of step {kept[STEP]}: "
+                    "between them it was trained without ExponentialMovingAverageCallback. Resume an earlier one, or "
+                    "leave the callback out."
+                )
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
                     f"weights in {parameter.dtype} cannot hold the small changes of a moving average: load the "
@@ -68,6 +75,8 @@ class ExponentialMovingAverageCallback(TrainerCallback):
                 weights.append(parameter)
             elif parameter.grad is not None:  # else it never moved, and optimizers set up an empty state
                 kept[KEY] = parameter.detach().clone()
+            if KEY in kept:
+                kept[STEP] = step
         if averages:
             get_ema_multi_avg_fn(decay)(averages, weights, 0)
 

@@ -3,16 +3,25 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from .modeling.loss import IGNORE_INDEX
+from .packing import source_tokens, target_tokens
+
+Integers = NDArray[np.int64]
+
 SIDES = ("input_ids", "labels")
+MASK = "attention_mask"
 
 
-def read_lengths(dataset: Any) -> tuple[list[int], list[int]]:
+def read_lengths(dataset: Any, packed: bool = False) -> tuple[list[int], list[int]]:
     """The lengths of ``input_ids`` and of ``labels``, of every example.
 
-    Of a ``datasets.Dataset`` both columns are measured without making lists of them; of any other sequence of
-    mappings, every example is read once.
+    For packed batches without the padding that rows already have, which their collator drops. Of a
+    ``datasets.Dataset`` both columns are measured without making lists of them; of any other sequence of mappings,
+    every example is read once.
 
     Raises:
         ValueError: for a data set without a length, or examples that lack one of both, or have a class for labels.
@@ -23,7 +32,8 @@ def read_lengths(dataset: Any) -> tuple[list[int], list[int]]:
             "gives examples only one after another: make a datasets.Dataset or a list of it, or leave "
             "tokens_per_batch out."
         )
-    lengths = list(_measure_columns(dataset) if _has_columns(dataset) else _measure_examples(dataset))
+    measure = _measure_columns if _has_columns(dataset) else _measure_examples
+    lengths = list(measure(dataset, packed))
     return [source for source, _ in lengths], [target for _, target in lengths]
 
 
@@ -32,16 +42,32 @@ def _has_columns(dataset: Any) -> bool:
     return stored and hasattr(dataset, "with_format") and dataset.format["type"] != "custom"  # made when read
 
 
-def _measure_columns(dataset: Any) -> Iterator[tuple[int, int]]:
-    for table in dataset.select_columns(list(SIDES)).with_format("arrow").iter(batch_size=10_000):
-        columns = [table.column(name).combine_chunks() for name in SIDES]
-        for name, column in zip(SIDES, columns, strict=True):
+def _measure_columns(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
+    names = [*SIDES, MASK] if packed and MASK in dataset.column_names else [*SIDES]
+    for table in dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
+        columns = [table.column(name).combine_chunks() for name in names]
+        for name, column in zip(names, columns, strict=True):
             if not hasattr(column, "value_lengths"):
                 raise _no_tokens(name, column.type)
-        yield from zip(*(column.value_lengths().to_pylist() for column in columns), strict=True)
+        sources, targets = (column.value_lengths().to_numpy() for column in columns[:2])
+        if packed:
+            real, first, last = _real(columns[1], IGNORE_INDEX)
+            targets = np.where(first < last, real[last - 1] + 1 - real[first], 0)
+        if len(columns) > 2:
+            _, first, last = _real(columns[2], 0)
+            sources = last - first
+        yield from zip(sources.tolist(), targets.tolist(), strict=True)
 
 
-def _measure_examples(dataset: Any) -> Iterator[tuple[int, int]]:
+def _real(column: Any, padding: int) -> tuple[Integers, Integers, Integers]:
+    """Where in all rows together no padding stands (and a zero more), and from where to where there each row's is."""
+    lengths = column.value_lengths().to_numpy()
+    real = np.flatnonzero(column.flatten().to_numpy(zero_copy_only=False) != padding)
+    ends = np.cumsum(lengths)
+    return np.append(real, 0), np.searchsorted(real, ends - lengths), np.searchsorted(real, ends)
+
+
+def _measure_examples(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
     for i in range(len(dataset)):
         example = dataset[i]
         missing = [name for name in SIDES if name not in example]
@@ -53,7 +79,10 @@ def _measure_examples(dataset: Any) -> Iterator[tuple[int, int]]:
         for name in SIDES:
             if not hasattr(example[name], "__len__") or getattr(example[name], "shape", None) == ():
                 raise _no_tokens(name, repr(example[name]))
-        yield len(example["input_ids"]), len(example["labels"])
+        if packed:
+            yield len(source_tokens(example)), len(target_tokens(example))
+        else:
+            yield len(example["input_ids"]), len(example["labels"])
 
 
 def _no_tokens(name: str, found: Any) -> ValueError:

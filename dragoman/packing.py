@@ -46,7 +46,7 @@ class DataCollatorForPackedSeq2Seq:
             )
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [(_source(feature), _target(feature)) for feature in features]
+        rows = [(source_tokens(feature), target_tokens(feature)) for feature in features]
         for i, (source, target) in enumerate(rows):
             if len(source) == 0 or len(target) == 0:
                 raise ValueError(
@@ -68,13 +68,13 @@ class DataCollatorForPackedSeq2Seq:
         return batch
 
 
-def _source(feature: Mapping[str, Any]) -> Tensor:
+def source_tokens(feature: Mapping[str, Any]) -> Tensor:
     ids = torch.as_tensor(feature["input_ids"], dtype=torch.long)
     mask = feature.get("attention_mask")
     return ids if mask is None else ids[torch.as_tensor(mask).bool()]
 
 
-def _target(feature: Mapping[str, Any]) -> Tensor:
+def target_tokens(feature: Mapping[str, Any]) -> Tensor:
     labels = torch.as_tensor(feature["labels"], dtype=torch.long)
     real = (labels != IGNORE_INDEX).nonzero()
     return labels[int(real.min()) : int(real.max()) + 1] if len(real) else labels[:0]

@@ -66,7 +66,7 @@ class DragomanTrainer(Seq2SeqTrainer):
         if packing:
             collator, multiple = DataCollatorForPackedSeq2Seq(self.processing_class, model=self.model), 1
         sampler = TokenBudgetBatchSampler(
-            *read_lengths(self.train_dataset),
+            *read_lengths(self.train_dataset, packing),
             tokens_per_batch=budget,
             packed=packing,
             pad_to_multiple_of=multiple,
@@ -128,6 +128,9 @@ class DragomanTrainer(Seq2SeqTrainer):
     ) -> EvalLoopOutput:
         self._likelihood = []
         smoother, self.label_smoother = self.label_smoother, None
+        # Seq2SeqTrainer sets one that keeps the rows which accelerate repeats to fill the last batches.
+        objects = self.args.eval_use_gather_object
+        self.gather_function = functools.partial(self.accelerator.gather_for_metrics, use_gather_object=objects)
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

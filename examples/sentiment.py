@@ -213,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(arguments: Arguments) -> None:
+    if arguments.epochs <= 0:
+        raise ValueError(f"epochs must be above 0, not {arguments.epochs}")
     rows, held_out = read_rows(arguments.train_file, arguments.validation_file)
     names = sorted({label for _, label in rows})
     tokenizer = DragomanTokenizer.train((text for text, _ in rows), vocab_size=arguments.vocab_size)

@@ -112,6 +112,11 @@ class LabelledTexts(Dataset[dict[str, Any]]):
         bpe_dropout: float = 0.0,
         word_dropout: float = 0.0,
     ) -> None:
+        for name, rate in (("bpe_dropout", bpe_dropout), ("word_dropout", word_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {rate}")
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {max_length}")
         self.texts = [text for text, _ in rows]
         self.labels = [names.index(label) for _, label in rows]
         self.tokenizer = copy.deepcopy(tokenizer)

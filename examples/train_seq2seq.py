@@ -35,9 +35,9 @@ from transformers import (
     DataCollatorForSeq2Seq,
     HfArgumentParser,
     Seq2SeqTrainer,
-    TrainerCallback,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from dragoman import (
     DragomanConfig,
@@ -47,7 +47,8 @@ from dragoman import (
     DragomanTrainingArguments,
     ExponentialMovingAverageCallback,
 )
-from seq2seq_data import Scorer, encode_for_evaluation, encode_for_training, read_pairs, read_split
+from seq2seq_data import encode_for_evaluation, encode_for_training, read_pairs, read_split
+from seq2seq_scores import EvaluateInOrder, Scorer
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -73,16 +74,13 @@ class ModelArguments:
     preset: str = field(default="small", metadata={"help": "The architecture: a function of dragoman.presets."})
     config_overrides: str = field(default="", metadata={"help": "Its fields: dropout=0.2,label_smoothing=0.1"})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint's folder, to start from."})
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "A folder. Else the model's, or a new one"}
-    )
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "A folder. Else the model's, or new."})
     algorithm: Literal["bpe", "unigram", "char", "word"] = field(default="bpe", metadata={"help": "Of a new tokenizer"})
     target_algorithm: str | None = field(default=None, metadata={"help": "If the targets need another one."})
     vocab_size: int = field(default=8000, metadata={"help": "At most so many tokens in a new tokenizer."})
     separate_vocabularies: bool = field(default=False, metadata={"help": "Train a vocabulary for each side."})
     target_vocab_size: int | None = field(default=None, metadata={"help": "If unlike the source's."})
     byte_fallback: bool = field(default=True, metadata={"help": "Spell unseen characters in bytes; without, <unk>."})
-
     moving_average: float | None = field(default=None, metadata={"help": "Decay of the weights' average: 0.999."})
 
 
@@ -108,13 +106,6 @@ class DataArguments:
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
 
 
-class EvaluateInOrder(TrainerCallback):
-    """Batches of like length are for training: transformers would shuffle the evaluation by the same setting."""
-
-    def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-        args.train_sampling_strategy = "random"  # the training batches have their sampler by now
-
-
 def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Dataset | None:
     if not needed:
         return None
@@ -133,6 +124,13 @@ def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Da
         flag = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}[split]
         raise ValueError(f"--{flag} needs --{split}_file or --dataset.")
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+
+
+def find_last_checkpoint(folder: str) -> str:
+    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if found is None:
+        raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-*. Leave it out to begin anew.")
+    return found
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -194,6 +192,10 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
             raise ValueError("Nothing to do: pass --do_train, --do_eval or --do_predict.")
         decay = model_args.moving_average
         averages = [] if decay is None else [ExponentialMovingAverageCallback(decay)]
+        if averages and args.load_best_model_at_end:
+            raise ValueError("--load_best_model_at_end would end with a checkpoint, not with --moving_average.")
+        if args.resume_from_checkpoint in ("true", "True"):
+            args.resume_from_checkpoint = find_last_checkpoint(args.output_dir)
         if data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
         if data.bleu_tokenize not in BLEU.TOKENIZERS:

@@ -208,6 +208,21 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
             average_checkpoints(arguments, **options)  # type: ignore[arg-type]
 
 
+def test_two_runs_in_one_folder(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "both"))
+    again = trainer(tmp_path / "other", **{**SAVING, "max_steps": 4, "seed": 1})
+    again.train()
+    shutil.rmtree(folder / "checkpoint-4")
+    shutil.copytree(tmp_path / "other" / "checkpoint-4", folder / "checkpoint-4")
+    for chosen in ({"last": 3}, {"best": 4}):
+        with pytest.raises(ValueError, match=r"checkpoint-4 and .*checkpoint-8 are of two training runs"):
+            average_checkpoints(folder, **chosen)  # type: ignore[arg-type]
+    average_checkpoints([folder / "checkpoint-4", folder / "checkpoint-8"])  # who names them, means them
+    (folder / "checkpoint-8" / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"trainer_state\.json is missing, which tells the best"):
+        average_checkpoints(folder, best=1)
+
+
 def test_the_command_line(run: Path, tmp_path: Path) -> None:
     to = tmp_path / "mean"
     printed = CliRunner().invoke(app, ["average", str(run), str(to), "--last", "2"])
@@ -346,3 +361,16 @@ def test_what_a_moving_average_refuses(tmp_path: Path) -> None:
     run.add_callback(ExponentialMovingAverageCallback())
     with pytest.raises(ValueError, match=r"weights in torch\.bfloat16 cannot hold the small changes"):
         run.train()
+
+
+def test_an_average_that_missed_steps_is_not_resumed(tmp_path: Path) -> None:
+    for stop, averaged in ((2, True), (4, False)):
+        run = trainer(tmp_path, **SAVING)
+        run.add_callback(StopAt(stop))
+        if averaged:
+            run.add_callback(ExponentialMovingAverageCallback())
+        run.train(resume_from_checkpoint=stop > 2)
+    run = trainer(tmp_path, **SAVING)
+    run.add_callback(ExponentialMovingAverageCallback())
+    with pytest.raises(ValueError, match="of step 4, holds the average of step 2: between them"):
+        run.train(resume_from_checkpoint=True)

@@ -74,3 +74,9 @@ def test_interrupting_keeps_a_checkpoint(tmp_path: Path) -> None:
 def test_speaking_before_training_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="train one first"):
         pronounce.main(["--say", "dog", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["minutes", "max_eval_words"])
+def test_limits_are_checked_before_training(name: str) -> None:
+    with pytest.raises(SystemExit, match=f"--{name} must be above 0, not 0"):
+        pronounce.main([f"--{name}", "0"])

@@ -75,6 +75,11 @@ def test_a_dry_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         push_to_hub.main([str(trained.parent / "nowhere"), "me/model"])
 
 
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nowhere: no such folder"):
+        push_to_hub.main([str(tmp_path / "nowhere"), "me/model"])
+
+
 def test_a_classifier_stays_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From within its folder."""
     tokenizer = AutoTokenizer.from_pretrained(trained)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from dragoman import TokenBudgetBatchSampler
+from dragoman import DataCollatorForPackedSeq2Seq, TokenBudgetBatchSampler
 from dragoman.lengths import read_lengths
 
 Lengths = tuple[list[int], list[int]]
@@ -223,6 +223,24 @@ DATASETS: list[tuple[Callable[[], Any], Lengths]] = [
 @pytest.mark.parametrize(("dataset", "expected"), DATASETS)
 def test_lengths_are_read_from_any_data_set(dataset: Callable[[], Any], expected: Lengths) -> None:
     assert read_lengths(dataset()) == expected
+
+
+PADDED = {
+    "input_ids": [[1, 2, 0, 0], [0, 0, 0, 3], [4, 5, 6, 7], [0] * 4],
+    "attention_mask": [[1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1], [0] * 4],
+    "labels": [[7, 8, -100], [-100, 9, -100], [7, -100, 8], [-100] * 3],
+}
+
+
+def test_packed_lengths_leave_out_what_the_collator_drops() -> None:
+    data = Dataset.from_dict(PADDED)
+    expected = [[2, 1, 3, 0], [2, 1, 3, 0]]
+    batch = DataCollatorForPackedSeq2Seq()(list(data)[:3])
+    assert [batch["input_ids"].numel(), batch["labels"].numel()] == [sum(side) for side in expected]
+    for dataset in (data, list(data), data.select([0, 1, 2, 3]).with_format("torch")):
+        assert [*read_lengths(dataset, packed=True)] == expected
+        assert [*read_lengths(dataset)] == [[4] * 4, [3] * 4]
+    assert [*read_lengths(data.remove_columns("attention_mask"), packed=True)] == [[4] * 4, expected[1]]
 
 
 def test_data_sets_without_lengths() -> None:

@@ -5,9 +5,11 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, TextStreamer
@@ -202,6 +204,41 @@ def test_what_needs_no_language(multilingual, joint):
     assert multilingual.num_special_tokens_to_add() == 2
     with pytest.raises(ValueError, match="unknown language 'de'; known: none"):
         joint("the dog", target_language="de")
+
+
+def test_threads_do_not_mix_languages_or_sides(separate, multilingual):
+    """Template and side are the tokenizer's, not a call's."""
+    tags = {language: multilingual.convert_tokens_to_ids(f"<2{language}>") for language in ("de", "fr")}
+    source, labels = separate("the dog").input_ids, separate(text_target="der Hund").input_ids
+    assert source != labels
+
+    def is_right(number):
+        language = ("de", "fr")[number % 2]
+        return (
+            multilingual("the dog", target_language=language).input_ids[0] == tags[language]
+            and separate("the dog").input_ids == source
+            and separate(text_target="der Hund").input_ids == labels
+            and separate.decode(labels, skip_special_tokens=True) == "der Hund"
+        )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(is_right, range(400)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert multilingual(text_target="der Hund").input_ids[0] not in tags.values()
+
+
+def test_use_does_not_change_what_datasets_knows_a_tokenizer_by(separate, multilingual, tmp_path):
+    """Else the same map would be computed again."""
+    for tokenizer, more in ((separate, {}), (multilingual, {"target_language": "de"})):
+        tokenizer.save_pretrained(tmp_path / str(len(more)))
+        loaded = AutoTokenizer.from_pretrained(tmp_path / str(len(more)))
+        before = Hasher.hash(loaded)
+        loaded("the dog", text_target="der Hund", **more)
+        assert Hasher.hash(loaded) == before
 
 
 def test_added_tokens_keep_text_exact(joint, separate):

@@ -227,6 +227,20 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
         (["--do_train", "{train}", "--tokens_per_batch", "0"], "train_seq2seq: tokens_per_batch=0"),
         (["--do_train", "{train}", "--max_minutes", "-1"], "train_seq2seq: max_minutes=-1"),
         (["--do_train", "{train}", "--moving_average", "1.5"], r"train_seq2seq: decay=1\.5 must be between 0 and 1"),
+        (
+            [
+                "--do_train",
+                "{train}",
+                "--moving_average",
+                "0.9",
+                "--load_best_model_at_end",
+                "true",
+                "--eval_strategy",
+                "steps",
+            ],
+            "--load_best_model_at_end would end with a checkpoint, not with --moving_average",
+        ),
+        (["--do_train", "{train}", "--resume_from_checkpoint", "true"], "true: .* has no checkpoint"),
         (["--do_train", "{train}", "--preset", "smal"], "There is no preset 'smal'"),
         (["--do_train", "{train}", "--config_overrides", "dropuot=0.2"], "Did you mean dropout"),
         (["--do_train", "{train}", "--config_overrides", "dropout"], "'dropout' is not of the form name=value"),
@@ -242,7 +256,7 @@ def test_what_cannot_work_is_said_before_training(
     known = {"{saved}": [str(saved)], "{train}": files[:2], "{valid}": files[2:4]}
     parsed = [part for argument in arguments for part in known.get(argument, [argument])]
     with pytest.raises(SystemExit, match=message):
-        script.main([*TINY, *parsed])
+        script.main([*TINY, "--output_dir", str(tmp_path / "out"), *parsed])
 
 
 def test_resuming_ends_where_an_unbroken_run_ends(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
@@ -252,6 +266,8 @@ def test_resuming_ends_where_an_unbroken_run_ends(script: ModuleType, tmp_path: 
     resumed = script.main([*run, "--vocab_size", "9", "--output_dir", str(tmp_path / "rest")])  # the tokenizer is there
     assert resumed.state.global_step == 12
     assert (tmp_path / "rest" / "checkpoint-10").exists()
+    again = script.main([*run[:-1], "true", "--max_steps", "13", "--output_dir", str(tmp_path / "rest")])
+    assert again.state.global_step == 13
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), weight, msg=name)
 
@@ -345,14 +361,16 @@ def test_long_pairs_do_not_train_and_are_counted_once(data: ModuleType, caplog: 
     assert caplog.messages[1:] == ["Cut 1 of 3 test sources to 5 tokens."]
 
 
-def test_scores_are_against_the_file_and_not_the_labels(data: ModuleType, tmp_path: Path) -> None:
+def test_scores_are_against_the_file_and_not_the_labels(script: ModuleType, data: ModuleType, tmp_path: Path) -> None:
     tokenizer = dragoman.DragomanTokenizer.train(["x y"], vocab_size=8, algorithm="word", byte_fallback=False)
     pairs = Dataset.from_dict({"source": ["x", "y x"], "target": ["y", "x unseen"]})
     encoded = data.encode_for_evaluation(pairs, tokenizer, 9, 9, "test")
-    scorer = data.Scorer(tokenizer, encoded, "none")
+    scorer = script.Scorer(tokenizer, encoded, "none")
     width = max(map(len, encoded["labels"]))
     labels = np.array([ids + [-100] * (width - len(ids)) for ids in encoded["labels"]])
     assert scorer(EvalPrediction(labels, labels))["exact_match"] == 50
+    repeated = np.concatenate([labels, labels[:1]])  # as several processes do
+    assert scorer(EvalPrediction(repeated, repeated))["exact_match"] == 50
 
     scorer.decode = lambda _: ["two\nlines", "one"]  # of rows 1 and 0
     scorer.write(tmp_path / "predictions.txt", None)

@@ -167,14 +167,18 @@ run.train()
 exact = trainer(tokenizer, sys.argv[2], model, trainer_class=DragomanTrainer, per_device_eval_batch_size=4,
                 use_cpu=True)
 evaluated = exact.evaluate()["eval_loss"]
+exact.args.predict_with_generate = True
+labels = exact.predict(rows(tokenizer, 11), max_new_tokens=3).label_ids
+real = (labels != -100).sum(1)
 if run.is_world_process_zero():
-    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated] * 3)
+    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated] * 3,
+          "|", [len(real), int(real.min()), int(real.sum())])
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """``accelerate launch`` with gloo: the same batch split over two processes."""
+    """``accelerate launch`` with gloo: the same batch split over two processes; each row is predicted once."""
     program = tmp_path / "distributed.py"
     program.write_text(DISTRIBUTED)
     found = {}

@@ -1,12 +1,14 @@
 """Asking for a target language: one tag at the front of each source row (Johnson et al., 2017, arXiv:1611.04558)."""
 
+import functools
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.generic import PaddingStrategy
 
 from .code_sharing import CodeSharing
@@ -14,22 +16,29 @@ from .tokenizer_training import language_tag, renew_end, sequence_template
 
 ENCODING_OPTIONS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
 
+# A tokenizer has one template, and one side in use, for all threads. Of the module: with a lock of its own no tokenizer
+# could be pickled.
+LOCK = threading.RLock()
+
 
 class LanguageTagging(CodeSharing):
     """Source rows `<2de> x … </s>` where `languages` are known, else `x … </s>`; targets never carry a tag."""
 
     _tokenizer: Tokenizer
     _idle_tokenizer: Tokenizer | None
-    _in_target_mode = False
-    _end: str | None = None  # that rows are known to end with
+    _in_target_mode: bool
+    _end: str | None  # that rows are known to end with
 
     def __init__(self, *, languages: Sequence[str] = (), target_language: str | None = None, **kwargs: Any) -> None:
         self.languages = list(languages)
         self._target_language: str | None = None
+        self._in_target_mode, self._end = False, None
         super().__init__(languages=self.languages, target_language=target_language, **kwargs)  # both are saved
         for language in self.languages:
             self._tag(language)
         self.target_language = target_language
+        if self.eos_token is not None and self._tokenizer.token_to_id(self.eos_token) is not None:
+            self._renew_end()  # now: else the first call would change what datasets knows the tokenizer by
 
     @property
     def target_language(self) -> str | None:
@@ -95,6 +104,11 @@ class LanguageTagging(CodeSharing):
             raise ValueError(f"target_language names {len(languages)} languages for {texts}")
         return [self._tag(language) for language in languages]
 
+    @functools.wraps(PreTrainedTokenizerBase.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+        with LOCK:
+            return super().__call__(*args, **kwargs)
+
     def _encode_plus(  # type: ignore[override]
         self, text: Any, text_pair: Any = None, *, target_language: str | Sequence[str] | None = None, **kwargs: Any
     ) -> BatchEncoding:
@@ -107,7 +121,7 @@ class LanguageTagging(CodeSharing):
         tags = self._tags(target_language, len(text) if is_batch else None)
         if len(set(tags)) > 1:
             return self._encode_rows(text, text_pair, tags, **kwargs)
-        with self._tagged(*tags[:1]):
+        with LOCK, self._tagged(*tags[:1]):
             return super()._encode_plus(text, text_pair, **kwargs)
 
     @contextmanager
@@ -138,7 +152,7 @@ class LanguageTagging(CodeSharing):
         for tag in dict.fromkeys(tags):
             rows = [row for row, own in enumerate(tags) if own == tag]
             pairs = None if text_pair is None else [text_pair[row] for row in rows]
-            with self._tagged(tag):
+            with LOCK, self._tagged(tag):
                 part = super()._encode_plus([text[row] for row in rows], pairs, max_length=max_length, **kwargs)
             samples = part.get("overflow_to_sample_mapping", range(len(rows)))
             encodings += [

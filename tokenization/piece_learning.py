@@ -7,7 +7,7 @@ that many. All are deterministic: counts are integers, and ties are settled by t
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from tokenizers import Tokenizer, models, trainers
@@ -16,6 +16,7 @@ CHARACTER_COVERAGE = 0.9995  # rarer characters go to bytes (Kudo and Richardson
 LONGEST_PIECE = 16
 SEEDS_PER_PIECE = 10
 SHRINKING_FACTOR = 0.75
+AT_ONCE = 1000  # copies of a word
 
 
 def learn_words(counts: Counter[str], size: int) -> list[str]:
@@ -34,7 +35,7 @@ def learn_bpe(counts: Counter[str], size: int, byte_fallback: bool) -> tuple[lis
     words = _within(alphabet, counts)
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False)
-    tokenizer.train_from_iterator(([word] * count for word, count in words.items()), trainer)
+    tokenizer.train_from_iterator(_repeated(words), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return sorted(model["vocab"], key=model["vocab"].__getitem__), [(left, right) for left, right in model["merges"]]
 
@@ -61,6 +62,13 @@ def learn_unigram(counts: Counter[str], size: int, byte_fallback: bool) -> list[
         kept = max(size, int(SHRINKING_FACTOR * len(scores))) - len(alphabet)
         scores = {piece: scores[piece] for piece in [*alphabet, *spare[:kept]]}
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _repeated(counts: Counter[str]) -> Iterator[list[str]]:
+    """Every word as often as it occurs, a few at a time: the commonest of a large corpus would fill the memory."""
+    for word, count in counts.items():
+        for start in range(0, count, AT_ONCE):
+            yield [word] * min(AT_ONCE, count - start)
 
 
 def _commonest(counts: Counter[str], size: int) -> list[str]:

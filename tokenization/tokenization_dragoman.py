@@ -12,7 +12,7 @@ from transformers import BatchEncoding
 
 from .added_tokens import refuse_two_ids, verbatim
 from .corpus_reading import FileNames, checked_texts, read_lines
-from .language_tagging import LanguageTagging
+from .language_tagging import LOCK, LanguageTagging
 from .tokenizer_training import SPECIAL_TOKENS, language_tag, train_tokenizer
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
@@ -151,8 +151,9 @@ class DragomanTokenizer(LanguageTagging):
     @property
     def _vocabularies(self) -> tuple[Tokenizer, Tokenizer]:
         """Source and target, whichever is in use."""
-        idle = self._tokenizer if self._idle_tokenizer is None else self._idle_tokenizer
-        return (idle, self._tokenizer) if self._in_target_mode else (self._tokenizer, idle)
+        with LOCK:
+            idle = self._tokenizer if self._idle_tokenizer is None else self._idle_tokenizer
+            return (idle, self._tokenizer) if self._in_target_mode else (self._tokenizer, idle)
 
     def _switch_to_target_mode(self) -> None:
         if not self._in_target_mode:
