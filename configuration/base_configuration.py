@@ -23,7 +23,7 @@ _TRANSFORMERS_KEYWORDS = frozenset(
     "_attn_implementation _attn_implementation_internal _commit_hash _experts_implementation "
     "_experts_implementation_internal _name_or_path _output_attentions attn_implementation auto_map "
     "custom_pipelines experts_implementation finetuning_task model_type name_or_path num_labels "
-    "output_attentions quantization_config task_specific_params torch_dtype".split()
+    "output_attentions prefix quantization_config task_specific_params torch_dtype".split()
 )
 
 

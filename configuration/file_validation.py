@@ -8,6 +8,7 @@ from .validation import is_newer, shorten
 
 # transformers takes these from a file as they come; None stands for their default.
 _TYPES: dict[str, tuple[type, ...]] = {
+    "_attn_implementation": (str,),  # assigned by transformers as the one without a dash is
     "architectures": (list,),
     "attn_implementation": (str,),
     "auto_map": (dict,),
@@ -21,6 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "num_labels": (int,),
     "output_attentions": (bool, list),
     "output_hidden_states": (bool,),
+    "prefix": (str,),
     "problem_type": (str,),
     "quantization_config": (dict,),
     "return_dict": (bool,),
@@ -54,11 +56,12 @@ def check_file(fields: Mapping[str, Any], version: str) -> str | None:
             raise ValueError(f"{name} must be a type of floating-point numbers, got {shorten(fields[name])}.")
     if not 0 <= fields.get("num_labels", 0) <= _MOST_LABELS:
         raise ValueError(f"num_labels must be from 0 to {_MOST_LABELS}, got {shorten(fields['num_labels'])}.")
-    if "/" in (fields.get("attn_implementation") or ""):
-        raise ValueError(
-            f"attn_implementation names code on the Hub, {shorten(fields['attn_implementation'])}: a file cannot ask "
-            "for that. Pass it to from_pretrained if you trust it."
-        )
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in (fields.get(name) or ""):
+            raise ValueError(
+                f"{name} names code on the Hub, {shorten(fields[name])}: a file cannot ask for that. Pass it to "
+                "from_pretrained if you trust it."
+            )
     tasks = fields.get("custom_pipelines") or {}
     pipelines = {name: task.get("impl") if isinstance(task, dict) else task for name, task in tasks.items()}
     for field, references in (("auto_map", fields.get("auto_map") or {}), ("custom_pipelines", pipelines)):

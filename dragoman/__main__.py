@@ -136,7 +136,7 @@ def average(
         model = average_checkpoints(chosen)
         copy_tokenizer(chosen[-1], to)  # first: it may not be readable
         model.save_pretrained(to)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
     print(f"The mean of {', '.join(folder.name for folder in chosen)} is in {to}")
@@ -151,6 +151,7 @@ def explain(
     ] = None,
     method: Annotated[str, typer.Option(help="Or integrated_gradients, attention, ...")] = "leave_one_out",
     units: Annotated[str, typer.Option(help="Or tokens.")] = "words",
+    tgt_lang: Annotated[str | None, typer.Option(help="The language to write, if the tokenizer knows several.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page that needs nothing but itself.")] = None,
 ) -> None:
     """Which words of a text made the model say that: colours the text by what each word added.
@@ -166,10 +167,10 @@ def explain(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        attribution = find_words(checkpoint, text, target, method=method, units=units)
+        attribution = find_words(checkpoint, text, target, tgt_lang, method=method, units=units)
         if html is not None:
             html.write_text(to_html(attribution), "utf-8")
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
     console = Console(soft_wrap=True)

@@ -81,7 +81,7 @@ def attribute(
         near = get_close_matches(method, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"Unknown method {method!r}: {hint}Choose one of {', '.join(METHODS)}.")
-    with evaluating(model):
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():  # whoever asks may have turned them off
         explained = explained_output(model, tokenizer, text, target, units)
         scores = METHODS[method](explained).double().cpu()
         value = float(explained.of_parts([range(len(explained.tokens))])[0])

@@ -18,6 +18,9 @@ from .teacher_forcing import decoder_inputs
 from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
 from .written_rows import length_limit
 
+MOST_ROWS = 64
+MOST_NUMBERS = 2**25  # in the attention weights of a layer and the logits of a batch
+
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
@@ -72,9 +75,17 @@ class ExplainedOutput(ABC):
         mask = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
         return self.value(self.outputs(len(vectors), inputs_embeds=vectors, attention_mask=mask))
 
+    def at_once(self) -> int:
+        """Sources in a batch: attention weights and logits take memory by the square of lengths and the vocabulary."""
+        config, target = self.model.config, getattr(self, "labels", self.input_ids[:, :0]).shape[1]
+        heads = getattr(config, "num_attention_heads", None) or 1
+        row = heads * (self.input_ids.shape[1] + target) ** 2 + target * (getattr(config, "vocab_size", None) or 0)
+        return max(1, min(MOST_ROWS, MOST_NUMBERS // row))
+
     @torch.no_grad()
-    def of_parts(self, kept: Sequence[Sequence[int]], at_once: int = 64) -> Tensor:
+    def of_parts(self, kept: Sequence[Sequence[int]]) -> Tensor:
         """``F`` (n,) of what is left of the source when only the tokens ``kept`` stay, special ones always."""
+        at_once = self.at_once()
         special = set((~self.is_text).nonzero()[:, 0].tolist())
         values = []
         for start in range(0, len(kept), at_once):
@@ -113,6 +124,8 @@ class ClassifiedOutput(ExplainedOutput):
         super().__init__(model, tokenizer, text, units)
         names: dict[int, str] = model.config.id2label
         self.problem = model.config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+        if isinstance(target, Tensor):
+            target = int(target)
         if target is None:
             with torch.no_grad():
                 target = int(self.outputs(1, input_ids=self.input_ids).logits[0].argmax())

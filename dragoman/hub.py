@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from .configuration.configuration_dragoman import DragomanConfig
 from .configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from .flattening import HEADER, entry_modules, flat_copies
+from .modeling.checkpoint_saving import STAGE
 from .tokenization.tokenization_dragoman import DragomanTokenizer
 
 SETTING = "DRAGOMAN_EXPORT_CODE"
@@ -66,8 +67,9 @@ def export_code(saved: Any, folder: str | os.PathLike[str]) -> Mapping[str, Any]
             needed |= flat_copies(entry_modules(owner.entry_points))
     for name in needed:
         if (folder / name).exists() and not is_copy(folder / name):
+            there = Path(*(part for part in folder.parts if not part.startswith(STAGE)), name)
             raise FileExistsError(
-                f"{folder / name} is not a copy that dragoman wrote, and saving would replace it: save into another "
+                f"{there} is not a copy that dragoman wrote, and saving would replace it: save into another "
                 f"folder, rename the file, or set {SETTING}=0 to save without code."
             )
     for name, text in needed.items():

@@ -46,7 +46,10 @@ class CheckpointLoading(PreTrainedModel):
             refuse_other_shapes(loading_info.mismatched_keys, where)
         if load_config.hf_quantizer is None or model.is_int8:  # else others made the weights what they are
             refuse_other_types(model, loading_info.unexpected_keys, where)
-        refuse_missing(model, loading_info.missing_keys - model.all_tied_weights_keys.keys(), where)
+        missing = loading_info.missing_keys - model.all_tied_weights_keys.keys()
+        refuse_missing(model, missing, where)
+        if model.is_int8:
+            refuse_new_int8(missing | {key for key, *_ in loading_info.mismatched_keys}, where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
 
@@ -77,6 +80,15 @@ def refuse_missing(model: Any, missing: set[str], where: Any) -> None:
         raise ValueError(
             f"{where} lacks {_some(lost)}, which {saved} owns: nothing is drawn at random in its place. Save the model "
             "again, or copy all of its files."
+        )
+
+
+def refuse_new_int8(new: set[str], where: Any) -> None:
+    """Nothing draws numbers of int8, and nothing trains them."""
+    if new:
+        raise ValueError(
+            f"{where} holds int8 weights, but not {_some(sorted(new))}, and a new head in int8 cannot learn: load it "
+            "as what it was saved from, dequantize() and save it, then load that as what you want to train."
         )
 
 

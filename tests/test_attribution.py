@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 import dragoman
 from classifiers import KEYS, planted
-from dragoman import DragomanConfig, DragomanTokenizer, align, attribute
+from dragoman import DragomanConfig, DragomanTokenizer, align, attribute, explained_output
 from dragoman.attention_rollout import flow, mixtures, rollout
 from dragoman.attribution import METHODS, gradient_x_input, integrated_gradients
 from dragoman.faithfulness import faithfulness
@@ -386,3 +386,25 @@ def test_every_method_gives_every_word_a_score(writer: Any, tokenizer: DragomanT
         assert [word.text for word in found.words] == words(TEXT, tokenizer)
         assert len({round(word.score, 9) for word in found.words}) > 2, method
         assert all(a.end <= b.start for a, b in pairwise(found.words))
+
+
+def test_gradients_are_taken_wherever_the_caller_turned_them_off(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    expected = attribute(writer, tokenizer, TEXT, TARGET, "gradient_x_input").scores
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            found = attribute(writer, tokenizer, TEXT, TARGET, "gradient_x_input").scores
+        torch.testing.assert_close(found, expected)
+
+
+def test_long_texts_and_large_vocabularies_are_read_few_at_a_time(
+    writer: Any, tokenizer: DragomanTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, rows = attribute(writer, tokenizer, TEXT, TARGET).scores, []
+    monkeypatch.setattr(explained_output, "MOST_NUMBERS", 10_000)
+    hook = writer.register_forward_pre_hook(lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True)
+    torch.testing.assert_close(attribute(writer, tokenizer, TEXT, TARGET).scores, expected, rtol=1e-4, atol=1e-4)
+    hook.remove()
+    source, target = tokenizer(TEXT)["input_ids"], tokenizer(text_target=TARGET)["input_ids"]
+    heads = writer.config.num_attention_heads
+    row = heads * (len(source) + len(target)) ** 2 + len(target) * writer.config.vocab_size
+    assert max(rows) == max(1, 10_000 // row) < 64

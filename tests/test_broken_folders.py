@@ -63,6 +63,7 @@ def config_cases() -> Iterator[Case]:
     wrong |= {
         "architectures": ["x", 5, {"a": 1}, [1]],
         "attn_implementation": [5, "evil/kernel", "nonsense"],
+        "_attn_implementation": ["evil/kernel", {"": "evil/kernel"}],
         "chunk_size_feed_forward": ["x", [1]],
         "custom_pipelines": [5, {"t": {"impl": "e/r--x.Y"}}, {"t": 3}],
         "dtype": ["x", "load", 5, [], {}, "int64"],

@@ -428,6 +428,12 @@ class TestSubjects:
         with pytest.raises(ValueError, match=r"\(DragomanForSequenceClassification\) cannot be checked"):
             find_subject(str(tmp_path))
 
+    def test_an_int8_folder_has_no_gradients_to_check(self, tmp_path: Path) -> None:
+        config = dragoman.presets.tiny(vocab_size=40, hidden_size=32)
+        dragoman.quantize(dragoman.DragomanForConditionalGeneration(config)).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="is quantized, and has no gradients: check the checkpoint that it was"):
+            find_subject(str(tmp_path))
+
     def test_shrinking_keeps_what_is_no_size(self) -> None:
         full, small = dragoman.presets.modern_base(), find_subject("modern_base").build(None).config
         kept = ("norm_type", "norm_placement", "position_encoding", "hidden_act", "gated_feed_forward", "final_norm")

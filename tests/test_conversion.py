@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel, GenerationConfig, NllbTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GenerationConfig,
+    NllbTokenizer,
+)
 from typer.testing import CliRunner
 
 import bart_models
@@ -223,6 +231,21 @@ class TestRefusals:
             theirs.model.encoder.embed_positions.weight[3].add_(0.1)
         with pytest.raises(ConversionError, match=r"encoder.embed_positions.weight holds no sinusoids"):
             convert_from(theirs)
+
+
+def test_what_pipelines_put_before_a_text_goes_along(tmp_path: Path) -> None:
+    theirs = marian(vocab_size=97)
+    theirs.config.prefix = "translate: "
+    theirs.config.task_specific_params = {"translation_en_to_de": {"prefix": "translate English to German: "}}
+    theirs.save_pretrained(tmp_path / "theirs")
+    convert_from(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    for config in (
+        convert_from(theirs).config,
+        AutoConfig.from_pretrained(tmp_path / "ours"),
+        convert_to(tmp_path / "ours", "marian").config,
+    ):
+        assert config.prefix == theirs.config.prefix
+        assert config.task_specific_params == theirs.config.task_specific_params
 
 
 class TestTheCommandLine:

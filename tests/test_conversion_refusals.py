@@ -15,8 +15,10 @@ from transformers import (
 )
 
 from bart_models import tiny
+from dragoman import DragomanEncoderModel, DragomanForSequenceClassification, DragomanModel, quantize
 from dragoman.conversion import ConversionError, convert_from, convert_to
 from dragoman.conversion.families import Family
+from dragoman.conversion.folders import convert_folder
 from dragoman.conversion.registry import FAMILIES
 from ladder import assert_same_weights
 from support import batch, build, relative_error
@@ -131,3 +133,32 @@ def test_the_copy_is_a_copy() -> None:
     back = convert_to(ours, "bart")
     back.generation_config.num_beams = 8
     assert ours.generation_config.num_beams == 7
+
+
+@pytest.mark.parametrize("kind", [DragomanForSequenceClassification, DragomanModel, DragomanEncoderModel])
+def test_classes_of_ours_that_write_no_text(kind: Any, tmp_path: Path) -> None:
+    model = kind(our_config(**OF_BART, **BIASED))
+    message = f"it is a {kind.__name__}; only DragomanForConditionalGeneration is converted"
+    with pytest.raises(ConversionError, match=message):
+        convert_to(model, "bart")
+    model.save_pretrained(tmp_path / "ours")
+    for family in ("bart", "ctranslate2"):
+        with pytest.raises(ConversionError, match=message):
+            convert_folder(tmp_path / "ours", tmp_path / "theirs", family)
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_int8(tmp_path: Path) -> None:
+    model = quantize(build(our_config(**OF_BART, **BIASED)))
+    model.save_pretrained(tmp_path)
+    for source in (model, tmp_path):
+        with pytest.raises(ConversionError, match=r"its weights are int8: convert what model\.dequantize\(\) gives"):
+            convert_to(source, "bart")
+
+
+def test_other_families_reach_the_engine_through_ours(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    tiny("Bart").save_pretrained(tmp_path / "bart")
+    with pytest.raises(ConversionError, match="bart goes to Dragoman first, and from there to ctranslate2"):
+        convert_folder(tmp_path / "bart", tmp_path / "engine", "ctranslate2")
+    assert not (tmp_path / "engine").exists()

@@ -15,12 +15,12 @@ from ctranslate2.converters.transformers import main
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, presets
+from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, presets, quantize
 from dragoman.conversion import ctranslate2_writer
 from dragoman.conversion.ctranslate2_files import is_ctranslate2_folder, read_variables
 from dragoman.conversion.ctranslate2_reader import read_ctranslate2
 from dragoman.conversion.ctranslate2_writer import find_unsupported, write_ctranslate2
-from support import OPTIONS, build, configured, data_folder, describe, pairwise, tiny
+from support import OPTIONS, batch, build, configured, data_folder, describe, pairwise, tiny
 
 # What translate_batch does without being asked.
 AS_THE_ENGINE: dict[str, Any] = {"min_new_tokens": 1, "renormalize_logits": True, "do_sample": False}
@@ -288,6 +288,15 @@ def test_what_the_engine_cannot_express_is_refused(tmp_path: Path, monkeypatch: 
     assert len(reasons) == 2
     assert "alibi" in reasons[0]
     assert "num_heads_kv" in reasons[1]
+
+
+def test_int8_of_ours_is_written_as_what_it_stands_for(tmp_path: Path) -> None:
+    model = quantize(written(tiny(), tmp_path))
+    model.save_pretrained(tmp_path / "ours")
+    write_ctranslate2(tmp_path / "ours", tmp_path / "int8")
+    found, _ = read_ctranslate2(tmp_path / "int8")
+    inputs = batch(tiny())
+    torch.testing.assert_close(found(**inputs).logits, model.dequantize()(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_engines_own_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import explanation
 import letter_alignment
+from bart_models import tiny as tiny_bart
 from dragoman import DragomanConfig, DragomanTokenizer, align, attribute
 from dragoman.__main__ import app
 from dragoman.highlighting import colour, to_html, to_terminal
@@ -118,6 +119,24 @@ def test_the_command(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -
         ran = CliRunner().invoke(app, ["explain", str(tmp_path / arguments[0]), *arguments[1:]])
         assert (ran.exit_code, type(ran.exception)) == (1, SystemExit)
         assert message in ran.output
+    broken = json.loads((tmp_path / "judge" / "config.json").read_text("utf-8")) | {"norm_placement": "middle"}
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(broken), "utf-8")
+    for arguments in (["explain", "judge", TEXT], ["average", "judge", "mean", "--last", "1"]):
+        ran = CliRunner().invoke(app, [arguments[0], str(tmp_path / arguments[1]), *arguments[2:]])
+        assert (ran.exit_code, type(ran.exception)) == (1, SystemExit)
+
+
+def test_the_command_for_models_of_others_and_languages(tmp_path: Path) -> None:
+    tokenizer = DragomanTokenizer.train([TEXT], vocab_size=310, languages=["de", "fr"])
+    theirs = tiny_bart("Bart", vocab_size=len(tokenizer))
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    command = ["explain", str(tmp_path), "I hate", "--target", "a", "--method", "attention"]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 1
+    assert "which language?" in ran.output
+    assert CliRunner().invoke(app, [*command, "--tgt-lang", "de"]).exit_code == 0
+    assert "unknown language 'it'" in CliRunner().invoke(app, [*command, "--tgt-lang", "it"]).output
 
 
 def test_pictures(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> None:

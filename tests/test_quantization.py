@@ -27,7 +27,14 @@ from dragoman.modeling.int8_modules import Int8Embedding, Int8Linear, Int8Matrix
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, Seq2SeqTrainer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    Seq2SeqTrainer,
+)
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -562,6 +569,19 @@ def test_folders_that_contradict_themselves(model: Model, quantized: Model, tmp_
     change(tmp_path, quantization_config={"quant_method": "dragoman_int8", "bits": 4})
     with pytest.raises(ValueError, match=r"nothing else, got .*bits"):
         load()
+
+
+def test_a_new_head_is_refused(quantized: Model, tmp_path: Path) -> None:
+    """Nothing would draw it, and nothing could train it."""
+    quantized.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds int8 weights, but not classifier\..* dequantize\(\)"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    classifier = dragoman.quantize(build(tiny(), auto=AutoModelForSequenceClassification))
+    classifier.save_pretrained(tmp_path / "judge")
+    with pytest.raises(ValueError, match=r"but not classifier\."):
+        AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / "judge", num_labels=5, ignore_mismatched_sizes=True
+        )
 
 
 def test_dequantized_is_an_ordinary_model(quantized: Model, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def resolve(model: str, overrides: Mapping[str, Any]) -> Subject:
         if overrides:
             raise ValueError(f"{model} is a checkpoint, which is checked as it is: --set is for presets and classes.")
         config = without_dropout(AutoConfig.from_pretrained(model))
+        if getattr(config, "quantization_config", None):
+            raise ValueError(f"{model} is quantized, and has no gradients: check the checkpoint that it was made of.")
         return subject_of(model, config, model, overrides)
     kind = CLASSES.get(model, model)
     if kind not in CLASSES.values():

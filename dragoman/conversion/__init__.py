@@ -19,7 +19,7 @@ from ..modeling.modeling_conditional_generation import DragomanForConditionalGen
 from .ctranslate2_files import is_ctranslate2_folder
 from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError, Family, with_ties
-from .registry import family_of
+from .registry import family_of, refuse_other_heads
 from .tensors import FolderTensors, dtype_of, tensors_of
 
 __all__ = ["ConversionError", "Family", "convert_from", "convert_to"]
@@ -47,6 +47,7 @@ def convert_from(model_or_folder: PreTrainedModel | str | os.PathLike[str]) -> D
         problem = f"it is a {name}; only {family.architecture} is converted: {remedy}"
         raise ConversionError(family.model_type, [problem])
     ours, state = family.read(config, tensors)
+    carry(config, ours)
     model = DragomanForConditionalGeneration.from_pretrained(None, config=ours, state_dict=state, dtype=dtype_of(state))
     model.generation_config = generation_config
     return model
@@ -62,13 +63,24 @@ def convert_to(
         OSError: for a folder without config.json or safetensors.
     """
     target = family_of(family)
-    config, tensors, generation_config, _ = _opened(model_or_folder)
+    config, tensors, generation_config, architectures = _opened(model_or_folder)
     if config.model_type != DragomanConfig.model_type:
         raise ConversionError(config.model_type, ["convert_to takes a Dragoman model, which convert_from makes of it"])
+    refuse_other_heads(architectures)
+    if getattr(config, "quantization_config", None):
+        raise ConversionError(config.model_type, ["its weights are int8: convert what model.dequantize() gives"])
     theirs, state = target.write(config, with_ties(config, tensors))
+    carry(config, theirs)
     model = target.in_tree_class().from_pretrained(None, config=theirs, state_dict=state, dtype=dtype_of(state))
     model.generation_config = generation_config
     return model
+
+
+def carry(config: Any, other: Any) -> None:
+    """What no tensor depends on, and pipelines put before a text."""
+    for name in ("prefix", "task_specific_params"):
+        if getattr(config, name, None) is not None:
+            setattr(other, name, copy.deepcopy(getattr(config, name)))
 
 
 def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], GenerationConfig, list[str]]:

@@ -19,12 +19,13 @@ from ctranslate2.specs.attention_spec import RotaryScalingType
 from ctranslate2.specs.model_spec import index_spec
 from ctranslate2.specs.transformer_spec import TransformerDecoderSpec, TransformerEncoderSpec, TransformerSpec
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration.configuration_dragoman import DragomanConfig
 from .ctranslate2_fields import ACTIVATIONS, SIDES
 from .ctranslate2_layout import ENCODINGS, parameter_map
 from .ctranslate2_tokens import tokens_of
+from .registry import refuse_other_heads
 
 _SPECS = {"encoder": TransformerEncoderSpec, "decoder": TransformerDecoderSpec}
 _ACTIVATIONS = {name: number for number, name in ACTIVATIONS.items()} | {"gelu_new": 1, "swish": 2}
@@ -40,10 +41,11 @@ def write_ctranslate2(
 
     Raises:
         FileExistsError: for ``to`` that exists.
-        ValueError: for options that the engine does not have, all of them together.
+        ValueError: for options that the engine does not have, all of them together; for a model that writes no text.
     """
     if Path(to).exists():
         raise FileExistsError(f"{to} exists: name a folder that does not.")
+    refuse_other_heads(AutoConfig.from_pretrained(str(folder)).architectures or [])
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     names = [*tokenizer.vocab_files_names.values(), "tokenizer_config.json", "special_tokens_map.json"]
     files = [name for name in dict.fromkeys(names) if (Path(folder) / name).is_file()]
@@ -105,6 +107,8 @@ class DragomanLoader(ModelLoader):
         if reasons := find_unsupported(config):
             utils.raise_unsupported(reasons)
         spec = TransformerSpec(*(_SPECS[side](**_options(config, side)) for side in SIDES))
+        if model.is_int8:  # the engine has a format of its own: --quantization int8
+            model = model.dequantize()
         state = {name: value.detach() for name, value in model.state_dict().items()}
         for variable, names in parameter_map(config).items():
             scope, leaf = variable.rsplit("/", 1)

@@ -82,12 +82,19 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
 
 def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
     """From CTranslate2's format, or to it."""
+    if family == ENGINE and is_ctranslate2_folder(source):
+        raise ConversionError(ENGINE, [f"{source} is of CTranslate2 already"])
     if family == ENGINE:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        if config.model_type != OURS:
+            raise ConversionError(config.model_type, [f"{source} goes to Dragoman first, and from there to {ENGINE}"])
         if find_spec("ctranslate2") is None:
             raise ConversionError(OURS, ["it takes the engine: pip install ctranslate2"])
         from .ctranslate2_writer import write_ctranslate2  # it imports the engine
 
         parameters = sum(math.prod(tensor.shape) for tensor in FolderTensors(source).values())
+        if target.exists():  # and is empty
+            target.rmdir()
         try:
             write_ctranslate2(source, target)
         except ValueError as error:

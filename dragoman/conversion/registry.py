@@ -1,5 +1,9 @@
 """Which families there are."""
 
+from collections.abc import Iterable
+
+from ..configuration.configuration_dragoman import DragomanConfig
+from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from .bart import Bart
 from .blenderbot import Blenderbot
 from .blenderbot_small import BlenderbotSmall
@@ -11,6 +15,7 @@ from .mbart import MBart
 from .pegasus import Pegasus
 from .t5 import MT5, T5, UMT5
 
+WRITER = DragomanForConditionalGeneration.__name__
 _FAIRSEQ = (Bart(), Blenderbot(), BlenderbotSmall(), FSMT(), M2M100(), Marian(), MBart(), Pegasus())
 _ALL = (*_FAIRSEQ, MT5(), T5(), UMT5())
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
@@ -34,3 +39,10 @@ def family_of(model_type: str) -> Family:
         return FAMILIES[model_type]
     reason = REFUSED.get(model_type, f"known are {', '.join(sorted(FAMILIES))}")
     raise ConversionError(model_type, [f"model_type {model_type!r}: {reason}"])
+
+
+def refuse_other_heads(architectures: Iterable[str]) -> None:
+    """Raises ConversionError for a class of ours that writes no text."""
+    for name in architectures:
+        if name.startswith("Dragoman") and name != WRITER:
+            raise ConversionError(DragomanConfig.model_type, [f"it is a {name}; only {WRITER} is converted"])
