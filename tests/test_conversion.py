@@ -336,6 +336,23 @@ class TestTheEngine:
         torch.testing.assert_close(convert_from(tmp_path / "engine").state_dict(), model.state_dict(), rtol=0, atol=0)
         assert AutoTokenizer.from_pretrained(tmp_path / "again")("ab ba") == tokenizer("ab ba")
 
+    def test_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokenizer = DragomanTokenizer.train(["ab"], vocab_size=300)
+        model = build(tiny(vocab_size=len(tokenizer), position_encoding="sinusoidal"))
+        model.save_pretrained(tmp_path / "ours"), tokenizer.save_pretrained(tmp_path / "ours")
+        (tmp_path / "engine").mkdir()  # empty, so it will do
+        convert_folder(tmp_path / "ours", tmp_path / "engine", "ctranslate2")
+        with pytest.raises(ConversionError, match="engine is of CTranslate2 already"):
+            convert_folder(tmp_path / "engine", tmp_path / "again", "ctranslate2")
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(DragomanTokenizer, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            convert_folder(tmp_path / "engine", tmp_path / "again")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "ours"]
+
     def test_what_it_lacks_is_said(self, tmp_path: Path) -> None:
         tokenizer = DragomanTokenizer.train(["ab"], vocab_size=300)
         model = build(tiny(vocab_size=len(tokenizer), position_encoding="alibi"))

@@ -74,10 +74,14 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         conversion = Conversion(config.model_type, family, parameters, comparison)
         if family == OURS:
             refresh(stage, target.name, {"conversion": facts_of(config.model_type, comparison)})
-        if target.exists():  # and is empty
-            target.rmdir()
-        stage.replace(target)
+        put(stage, target)
     return conversion
+
+
+def put(stage: Path, target: Path) -> None:
+    if target.exists():  # and is empty
+        target.rmdir()
+    stage.replace(target)
 
 
 def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
@@ -106,9 +110,13 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
         model, tokenizer = read_ctranslate2(source)
     except ValueError as error:
         raise ConversionError(ENGINE, [str(error)]) from error
-    model.save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
+        stage = Path(name) / target.name
+        model.save_pretrained(stage)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(stage)
+        put(stage, target)
     return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 
