@@ -1,5 +1,6 @@
 """The mean of several checkpoints of one training run."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,13 @@ def select_checkpoints(
 def of_one_run(folders: list[Path]) -> list[Path]:
     """The same folders. Raises ValueError where one logged another loss than the last had at the same step."""
 
-    def losses(folder: Path) -> dict[int, float]:
+    def losses(folder: Path) -> dict[int, str]:
         file = folder / "trainer_state.json"
-        history = TrainerState.load_from_json(str(file)).log_history if file.is_file() else []
-        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+        history = json.loads(file.read_text("utf-8")).get("log_history", []) if file.is_file() else []
+        return {entry["step"]: str(entry["loss"]) for entry in history if "loss" in entry}  # nan is nan
 
     final = losses(folders[-1])
-    for folder in folders:
+    for folder in folders[:-1]:
         if any(loss != final.get(step, loss) for step, loss in losses(folder).items()):
             raise ValueError(
                 f"{folder} and {folders[-1]} are of two training runs: their losses differ. Delete those of the run "

@@ -37,6 +37,7 @@ class ExplainedOutput(ABC):
     """A text, the tokens it is made of, and ``F``; ``target`` says in words what ``F`` is about."""
 
     target: str
+    target_length = 0  # in tokens, of a model that writes
 
     def __init__(self, model: Any, tokenizer: Any, text: str, units: Units) -> None:
         check_offsets(tokenizer)
@@ -77,7 +78,7 @@ class ExplainedOutput(ABC):
 
     def at_once(self) -> int:
         """Sources in a batch: attention weights and logits take memory by the square of lengths and the vocabulary."""
-        config, target = self.model.config, getattr(self, "labels", self.input_ids[:, :0]).shape[1]
+        config, target = self.model.config, self.target_length
         heads = getattr(config, "num_attention_heads", None) or 1
         row = heads * (self.input_ids.shape[1] + target) ** 2 + target * (getattr(config, "vocab_size", None) or 0)
         return max(1, min(MOST_ROWS, MOST_NUMBERS // row))
@@ -205,6 +206,7 @@ class WrittenOutput(ExplainedOutput):
         else:
             raise TypeError(f"The target of a model that writes is a text, not {target!r}.")
         self.labels: Tensor = written  # (1, T)
+        self.target_length = written.shape[1]
         if self.labels.shape[1] == 0:
             raise ValueError("The target is empty: there is nothing to explain.")
 

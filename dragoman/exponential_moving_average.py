@@ -51,7 +51,7 @@ class ExponentialMovingAverageCallback(TrainerCallback):
                 "the callback out."
             )
         for parameter, kept in self._trained(optimizer):
-            if kept.get(STEP, state.global_step) != state.global_step:
+            if state.global_step and kept.get(STEP, state.global_step) != state.global_step:
                 raise ValueError(
                     f"The checkpoint to resume, of step {state.global_step}, holds the average of step {kept[STEP]}: "
                     "between them it was trained without ExponentialMovingAverageCallback. Resume an earlier one, or "

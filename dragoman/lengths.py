@@ -49,19 +49,21 @@ def _measure_columns(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
         for name, column in zip(names, columns, strict=True):
             if not hasattr(column, "value_lengths"):
                 raise _no_tokens(name, column.type)
+            if column.null_count and name != MASK:
+                raise _no_tokens(name, None)
         sources, targets = (column.value_lengths().to_numpy() for column in columns[:2])
         if packed:
             real, first, last = _real(columns[1], IGNORE_INDEX)
             targets = np.where(first < last, real[last - 1] + 1 - real[first], 0)
         if len(columns) > 2:
             _, first, last = _real(columns[2], 0)
-            sources = last - first
+            sources = np.where(columns[2].is_null().to_numpy(zero_copy_only=False), sources, last - first)
         yield from zip(sources.tolist(), targets.tolist(), strict=True)
 
 
 def _real(column: Any, padding: int) -> tuple[Integers, Integers, Integers]:
-    """Where in all rows together no padding stands (and a zero more), and from where to where there each row's is."""
-    lengths = column.value_lengths().to_numpy()
+    """Positions of no padding, all rows laid end to end, and a 0 appended; where each row's begin in them, and end."""
+    lengths = column.value_lengths().fill_null(0).to_numpy()
     real = np.flatnonzero(column.flatten().to_numpy(zero_copy_only=False) != padding)
     ends = np.cumsum(lengths)
     return np.append(real, 0), np.searchsorted(real, ends - lengths), np.searchsorted(real, ends)

@@ -128,9 +128,9 @@ class DragomanTrainer(Seq2SeqTrainer):
     ) -> EvalLoopOutput:
         self._likelihood = []
         smoother, self.label_smoother = self.label_smoother, None
-        # Seq2SeqTrainer sets one that keeps the rows which accelerate repeats to fill the last batches.
-        objects = self.args.eval_use_gather_object
-        self.gather_function = functools.partial(self.accelerator.gather_for_metrics, use_gather_object=objects)
+        if self.args.world_size > 1 and self._sequences_a_row() == 1:
+            # Seq2SeqTrainer sets one that keeps the rows which processes repeat to fill the last batches.
+            self.gather_function = self.accelerator.gather_for_metrics
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -209,6 +209,11 @@ class DragomanTrainer(Seq2SeqTrainer):
         live = {"training": summary_facts(summary), "stated": stated_facts(summary)}
         if not refresh(folder, self.hub_model_id or given.get("model_name"), live):
             logger.warning(f"{folder / CARD} is not dragoman's and stays as it is; delete it to have it written anew.")
+
+    def _sequences_a_row(self) -> int:
+        settings = getattr(self.model, "generation_config", None)
+        given: dict[str, Any] = getattr(self, "_gen_kwargs", {})
+        return given.get("num_return_sequences") or getattr(settings, "num_return_sequences", None) or 1
 
     def _without_repeated_rows(self, labels: Tensor) -> Tensor:
         """Ignore the rows that accelerate repeats to fill the last batches, as ``gather_for_metrics`` drops them."""

@@ -214,11 +214,11 @@ def say(words: list[str], folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(argv)
+    if arguments.say:
+        return say(arguments.say, arguments.output_dir)
     for name in ("minutes", "max_eval_words"):
         if getattr(arguments, name) <= 0:
             raise SystemExit(f"pronounce: --{name} must be above 0, not {getattr(arguments, name)}.")
-    if arguments.say:
-        return say(arguments.say, arguments.output_dir)
     set_seed(arguments.seed)
     dictionary = read_dictionary()
     model, tokenizer = train(dictionary, arguments)

@@ -23,7 +23,7 @@ REPORTS = ("all_results.json", "trainer_state.json")  # what the card's figures 
 
 
 def prepare(source: Path, repo_id: str, target: Path, max_shard_size: str) -> None:
-    """Raises ValueError for a target that holds something else, or a result that `verify` refuses."""
+    """Raises ValueError for no source, a target that holds something else, or a result that `verify` refuses."""
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder.")
     if target.is_dir() and any(target.iterdir()):

@@ -113,8 +113,8 @@ class LabelledTexts(Dataset[dict[str, Any]]):
         word_dropout: float = 0.0,
     ) -> None:
         for name, rate in (("bpe_dropout", bpe_dropout), ("word_dropout", word_dropout)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {rate}")
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {rate}")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {max_length}")
         self.texts = [text for text, _ in rows]

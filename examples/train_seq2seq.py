@@ -129,7 +129,7 @@ def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Da
 def find_last_checkpoint(folder: str) -> str:
     found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if found is None:
-        raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-*. Leave it out to begin anew.")
+        raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
     return found
 
 

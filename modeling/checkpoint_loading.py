@@ -87,8 +87,8 @@ def refuse_new_int8(new: set[str], where: Any) -> None:
     """Nothing draws numbers of int8, and nothing trains them."""
     if new:
         raise ValueError(
-            f"{where} holds int8 weights, but not {_some(sorted(new))}, and a new head in int8 cannot learn: load it "
-            "as what it was saved from, dequantize() and save it, then load that as what you want to train."
+            f"{where} holds int8 weights, but {_some(sorted(new))} would be new, and what is new cannot learn in int8: "
+            "load it with the class that saved it, dequantize() and save it, and load that as what you want to train."
         )
 
 

@@ -218,6 +218,11 @@ def test_two_runs_in_one_folder(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"checkpoint-4 and .*checkpoint-8 are of two training runs"):
             average_checkpoints(folder, **chosen)  # type: ignore[arg-type]
     average_checkpoints([folder / "checkpoint-4", folder / "checkpoint-8"])  # who names them, means them
+    for state in run.glob("checkpoint-?/trainer_state.json"):  # a loss that is no number is of no other run
+        file = tmp_path / "nan" / state.relative_to(run)
+        shutil.copytree(state.parent, file.parent)
+        file.write_text(re.sub(r'"loss": [^,\n]+', '"loss": NaN', state.read_text()))
+    assert len(dragoman.averaging.select_checkpoints(tmp_path / "nan", last=4)) == 4
     (folder / "checkpoint-8" / "trainer_state.json").unlink()
     with pytest.raises(ValueError, match=r"trainer_state\.json is missing, which tells the best"):
         average_checkpoints(folder, best=1)
@@ -374,3 +379,7 @@ def test_an_average_that_missed_steps_is_not_resumed(tmp_path: Path) -> None:
     run.add_callback(ExponentialMovingAverageCallback())
     with pytest.raises(ValueError, match="of step 4, holds the average of step 2: between them"):
         run.train(resume_from_checkpoint=True)
+    again = trainer(tmp_path / "twice", **{**SAVING, "max_steps": 2})
+    again.add_callback(ExponentialMovingAverageCallback())
+    for _ in range(2):  # begun anew, with the optimizer that there is
+        again.train()

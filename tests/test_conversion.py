@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ctranslate2.converters import TransformersConverter
 from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
@@ -337,17 +338,26 @@ class TestTheEngine:
         assert AutoTokenizer.from_pretrained(tmp_path / "again")("ab ba") == tokenizer("ab ba")
 
     def test_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError("No space left on device")
+
+        def half(_: Any, to: str, **__: Any) -> None:
+            Path(to).mkdir()
+            Path(to, "model.bin").touch()
+            full()
+
         tokenizer = DragomanTokenizer.train(["ab"], vocab_size=300)
         model = build(tiny(vocab_size=len(tokenizer), position_encoding="sinusoidal"))
         model.save_pretrained(tmp_path / "ours"), tokenizer.save_pretrained(tmp_path / "ours")
         (tmp_path / "engine").mkdir()  # empty, so it will do
+        with monkeypatch.context() as patched:
+            patched.setattr(TransformersConverter, "convert", half)
+            with pytest.raises(OSError, match="No space left"):
+                convert_folder(tmp_path / "ours", tmp_path / "engine", "ctranslate2")
+        assert not list((tmp_path / "engine").iterdir())
         convert_folder(tmp_path / "ours", tmp_path / "engine", "ctranslate2")
         with pytest.raises(ConversionError, match="engine is of CTranslate2 already"):
             convert_folder(tmp_path / "engine", tmp_path / "again", "ctranslate2")
-
-        def full(*_: Any, **__: Any) -> None:
-            raise OSError("No space left on device")
-
         monkeypatch.setattr(DragomanTokenizer, "save_pretrained", full)
         with pytest.raises(OSError, match="No space left"):
             convert_folder(tmp_path / "engine", tmp_path / "again")

@@ -120,10 +120,15 @@ def test_the_command(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -
         assert (ran.exit_code, type(ran.exception)) == (1, SystemExit)
         assert message in ran.output
     broken = json.loads((tmp_path / "judge" / "config.json").read_text("utf-8")) | {"norm_placement": "middle"}
-    (tmp_path / "judge" / "config.json").write_text(json.dumps(broken), "utf-8")
-    for arguments in (["explain", "judge", TEXT], ["average", "judge", "mean", "--last", "1"]):
-        ran = CliRunner().invoke(app, [arguments[0], str(tmp_path / arguments[1]), *arguments[2:]])
+    (tmp_path / "judge").rename(tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "config.json").write_text(json.dumps(broken), "utf-8")
+    for arguments in (
+        ["explain", str(tmp_path / "checkpoint-1"), TEXT],
+        ["average", str(tmp_path), str(tmp_path / "mean"), "--last", "1"],
+    ):
+        ran = CliRunner().invoke(app, arguments)
         assert (ran.exit_code, type(ran.exception)) == (1, SystemExit)
+        assert "norm_placement" in ran.output
 
 
 def test_the_command_for_models_of_others_and_languages(tmp_path: Path) -> None:

@@ -71,13 +71,8 @@ def test_a_dry_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (target / "diary.txt").write_text("private")
     with pytest.raises(SystemExit, match=r"holds what should not be pushed:\n  diary\.txt"):
         push_to_hub.main([str(trained), "me/model"])
-    with pytest.raises(SystemExit, match="push_to_hub: "):
+    with pytest.raises(SystemExit, match=r"push_to_hub: .*nowhere: no such folder"):
         push_to_hub.main([str(trained.parent / "nowhere"), "me/model"])
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="nowhere: no such folder"):
-        push_to_hub.main([str(tmp_path / "nowhere"), "me/model"])
 
 
 def test_a_classifier_stays_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

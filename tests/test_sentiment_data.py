@@ -24,7 +24,7 @@ def test_lines_end_as_on_any_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bpe_dropout": 1.5}, "bpe_dropout must be at least 0 and below 1, not 1.5"),
+        ({"bpe_dropout": 1.5}, "bpe_dropout must be from 0 to 1, not 1.5"),
         ({"word_dropout": -0.1}, "word_dropout must be"),
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
     ],

@@ -241,6 +241,13 @@ def test_packed_lengths_leave_out_what_the_collator_drops() -> None:
         assert [*read_lengths(dataset, packed=True)] == expected
         assert [*read_lengths(dataset)] == [[4] * 4, [3] * 4]
     assert [*read_lengths(data.remove_columns("attention_mask"), packed=True)] == [[4] * 4, expected[1]]
+    masks = [*PADDED["attention_mask"][:3], None]  # as concatenating with a data set without masks gives
+    unmasked = Dataset.from_dict(PADDED | {"attention_mask": masks})
+    for rows in (unmasked, list(unmasked)):
+        assert [*read_lengths(rows, packed=True)] == [[2, 1, 3, 4], expected[1]]
+    for rows in (missing := Dataset.from_dict({"input_ids": [[1], [2]], "labels": [[1], None]}), list(missing)):
+        with pytest.raises(ValueError, match="labels must be a list of tokens in every row, not None"):
+            read_lengths(rows)
 
 
 def test_data_sets_without_lengths() -> None:

@@ -202,6 +202,12 @@ def test_evaluation_and_prediction_keep_rows_and_order(tmp_path: Path) -> None:
     assert found[0][0] == pytest.approx(total / tokens, rel=1e-6)
 
 
+def test_every_sequence_of_a_row_is_predicted(tmp_path: Path) -> None:
+    """Also of the last batch, which is not full."""
+    run = trainer(tmp_path, per_device_eval_batch_size=4, predict_with_generate=True)
+    assert len(run.predict(rows(9), max_length=9, num_beams=2, num_return_sequences=2).predictions) == 18
+
+
 def test_data_sets_and_collators(tmp_path: Path) -> None:
     """A datasets.Dataset with more columns, a collator that rounds lengths up, workers, a seed for the data alone."""
     data = Dataset.from_list([{**row, "text": "a"} for row in rows()])

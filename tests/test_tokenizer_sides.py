@@ -2,14 +2,18 @@
 
 import copy
 import json
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from datasets.fingerprint import Hasher
+from dragoman.tokenization.language_tagging import LOCK
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, TextStreamer
@@ -213,22 +217,45 @@ def test_threads_do_not_mix_languages_or_sides(separate, multilingual):
     assert source != labels
 
     def is_right(number):
-        language = ("de", "fr")[number % 2]
+        language = ("de", "fr")[number // 4 % 2]
         return (
-            multilingual("the dog", target_language=language).input_ids[0] == tags[language]
-            and separate("the dog").input_ids == source
-            and separate(text_target="der Hund").input_ids == labels
-            and separate.decode(labels, skip_special_tokens=True) == "der Hund"
-        )
+            lambda: multilingual("the dog", target_language=language).input_ids[0] == tags[language],
+            lambda: separate.encode("the dog") == separate("the dog").input_ids == source,
+            lambda: separate(text_target="der Hund").input_ids == labels,
+            lambda: separate.decode(labels, skip_special_tokens=True) == "der Hund",
+        )[number % 4]()
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(8) as threads:
-            assert all(threads.map(is_right, range(400)))
+            assert all(threads.map(is_right, range(4000)))
     finally:
         sys.setswitchinterval(interval)
     assert multilingual(text_target="der Hund").input_ids[0] not in tags.values()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_a_child_does_not_wait_for_a_thread_that_it_has_not(joint):
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with LOCK:
+            entered.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    threading.Timer(0.2, leave.set).start()
+    process = multiprocessing.get_context("fork").Process(target=joint, args=("the dog",))
+    process.start()
+    process.join(20)
+    alive = process.is_alive()
+    process.kill()
+    thread.join()
+    assert not alive
+    assert process.exitcode == 0
 
 
 def test_use_does_not_change_what_datasets_knows_a_tokenizer_by(separate, multilingual, tmp_path):

@@ -1,6 +1,7 @@
 """Asking for a target language: one tag at the front of each source row (Johnson et al., 2017, arXiv:1611.04558)."""
 
 import functools
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from .tokenizer_training import language_tag, renew_end, sequence_template
 
 ENCODING_OPTIONS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
 
-# A tokenizer has one template, and one side in use, for all threads. Of the module: with a lock of its own no tokenizer
-# could be pickled.
+# A tokenizer has one template, and one side in use, for all threads. One lock for all: with its own, none could be
+# pickled; and whoever forks waits, so that no child begins with a tokenizer in the midst of a call.
 LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 class LanguageTagging(CodeSharing):
@@ -121,7 +124,7 @@ class LanguageTagging(CodeSharing):
         tags = self._tags(target_language, len(text) if is_batch else None)
         if len(set(tags)) > 1:
             return self._encode_rows(text, text_pair, tags, **kwargs)
-        with LOCK, self._tagged(*tags[:1]):
+        with self._tagged(*tags[:1]):
             return super()._encode_plus(text, text_pair, **kwargs)
 
     @contextmanager
@@ -152,7 +155,7 @@ class LanguageTagging(CodeSharing):
         for tag in dict.fromkeys(tags):
             rows = [row for row, own in enumerate(tags) if own == tag]
             pairs = None if text_pair is None else [text_pair[row] for row in rows]
-            with LOCK, self._tagged(tag):
+            with self._tagged(tag):
                 part = super()._encode_plus([text[row] for row in rows], pairs, max_length=max_length, **kwargs)
             samples = part.get("overflow_to_sample_mapping", range(len(rows)))
             encodings += [

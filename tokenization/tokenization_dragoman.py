@@ -169,11 +169,12 @@ class DragomanTokenizer(LanguageTagging):
             self._tokenizer, self._idle_tokenizer = self._idle_tokenizer, self._tokenizer
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
-        try:
-            return super()._encode_plus(text, text_pair, **kwargs)
-        except BaseException:
-            self._switch_to_input_mode()  # __call__ does so only when all went well
-            raise
+        with LOCK:
+            try:
+                return super()._encode_plus(text, text_pair, **kwargs)
+            except BaseException:
+                self._switch_to_input_mode()  # __call__ does so only when all went well
+                raise
 
     def _decode(
         self,
@@ -233,15 +234,16 @@ class DragomanTokenizer(LanguageTagging):
         legacy_format: bool | None = None,
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
-        self._switch_to_input_mode()
-        self._renew_end()
-        for backend in self._vocabularies:  # files must not depend on the last call
-            backend.no_truncation()
-            backend.no_padding()
-        names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
-        path = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TARGET_TOKENIZER_FILE)
-        if self._idle_tokenizer is None:
-            path.unlink(missing_ok=True)  # else another tokenizer's would be loaded
-            return names
-        self._idle_tokenizer.save(str(path))
-        return (*names, str(path))
+        with LOCK:
+            self._switch_to_input_mode()
+            self._renew_end()
+            for backend in self._vocabularies:  # files must not depend on the last call
+                backend.no_truncation()
+                backend.no_padding()
+            names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+            path = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TARGET_TOKENIZER_FILE)
+            if self._idle_tokenizer is None:
+                path.unlink(missing_ok=True)  # else another tokenizer's would be loaded
+                return names
+            self._idle_tokenizer.save(str(path))
+            return (*names, str(path))

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,9 +61,7 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
     if (config.model_type == OURS) == (family == OURS):
         what = "a Dragoman model; say to which family it shall go" if family == OURS else "not a Dragoman model"
         raise ConversionError(config.model_type, [f"{source} is {what}"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
-        stage = Path(name) / target.name
+    with staged(target) as stage:
         model = convert_from(source) if family == OURS else convert_to(source, family)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         model.save_pretrained(stage)
@@ -74,14 +74,19 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         conversion = Conversion(config.model_type, family, parameters, comparison)
         if family == OURS:
             refresh(stage, target.name, {"conversion": facts_of(config.model_type, comparison)})
-        put(stage, target)
     return conversion
 
 
-def put(stage: Path, target: Path) -> None:
-    if target.exists():  # and is empty
-        target.rmdir()
-    stage.replace(target)
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A folder yet to be made, which becomes ``target`` if all goes well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
+        stage = Path(name) / target.name
+        yield stage
+        if target.exists():  # and is empty
+            target.rmdir()
+        stage.replace(target)
 
 
 def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
@@ -97,12 +102,13 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
         from .ctranslate2_writer import write_ctranslate2  # it imports the engine
 
         parameters = sum(math.prod(tensor.shape) for tensor in FolderTensors(source).values())
-        if target.exists():  # and is empty
-            target.rmdir()
-        try:
-            write_ctranslate2(source, target)
-        except ValueError as error:
-            raise ConversionError(OURS, [str(error)]) from error
+        with staged(target) as stage:
+            try:
+                write_ctranslate2(source, stage)
+            except ConversionError:
+                raise
+            except ValueError as error:
+                raise ConversionError(OURS, [str(error)]) from error
         return Conversion(OURS, ENGINE, parameters, None)
     if family != OURS:
         raise ConversionError(ENGINE, [f"{source} goes to Dragoman first, and from there to {family}"])
@@ -110,13 +116,10 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
         model, tokenizer = read_ctranslate2(source)
     except ValueError as error:
         raise ConversionError(ENGINE, [str(error)]) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
-        stage = Path(name) / target.name
+    with staged(target) as stage:
         model.save_pretrained(stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
-        put(stage, target)
     return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 

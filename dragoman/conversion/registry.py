@@ -16,6 +16,7 @@ from .pegasus import Pegasus
 from .t5 import MT5, T5, UMT5
 
 WRITER = DragomanForConditionalGeneration.__name__
+OTHER_HEADS = ("DragomanModel", "DragomanEncoderModel", "DragomanForSequenceClassification")
 _FAIRSEQ = (Bart(), Blenderbot(), BlenderbotSmall(), FSMT(), M2M100(), Marian(), MBart(), Pegasus())
 _ALL = (*_FAIRSEQ, MT5(), T5(), UMT5())
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
@@ -44,5 +45,5 @@ def family_of(model_type: str) -> Family:
 def refuse_other_heads(architectures: Iterable[str]) -> None:
     """Raises ConversionError for a class of ours that writes no text."""
     for name in architectures:
-        if name.startswith("Dragoman") and name != WRITER:
+        if name in OTHER_HEADS:
             raise ConversionError(DragomanConfig.model_type, [f"it is a {name}; only {WRITER} is converted"])
