@@ -44,11 +44,12 @@ class CheckpointLoading(PreTrainedModel):
         where = load_config.pretrained_model_name_or_path
         if not load_config.ignore_mismatched_sizes:
             refuse_other_shapes(loading_info.mismatched_keys, where)
-        if load_config.hf_quantizer is None or model.is_int8:  # else others made the weights what they are
+        is_int8 = getattr(model, "is_int8", False)  # recurrent models never are
+        if load_config.hf_quantizer is None or is_int8:  # else others made the weights what they are
             refuse_other_types(model, loading_info.unexpected_keys, where)
         missing = loading_info.missing_keys - model.all_tied_weights_keys.keys()
         refuse_missing(model, missing, where)
-        if model.is_int8:
+        if is_int8:
             refuse_new_int8(missing | {key for key, *_ in loading_info.mismatched_keys}, where)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
