@@ -8,7 +8,7 @@ from .validation import is_newer, shorten
 
 # transformers takes these from a file as they come; None stands for their default.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "_attn_implementation": (str,),  # transformers takes it for the one without a dash
+    "_attn_implementation": (str,),  # transformers takes it for the one without the underscore
     "architectures": (list,),
     "attn_implementation": (str,),
     "auto_map": (dict,),

@@ -53,16 +53,18 @@ def _measure_columns(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
                 raise _no_tokens(name, None)
         sources, targets = (column.value_lengths().to_numpy() for column in columns[:2])
         if packed:
-            real, first, last = _real(columns[1], IGNORE_INDEX)
-            targets = np.where(first < last, real[last - 1] + 1 - real[first], 0)
+            real, begins, ends = _real(columns[1], IGNORE_INDEX)
+            targets = np.where(begins < ends, real[ends - 1] + 1 - real[begins], 0)
         if len(columns) > 2:
-            _, first, last = _real(columns[2], 0)
-            sources = np.where(columns[2].is_null().to_numpy(zero_copy_only=False), sources, last - first)
+            _, begins, ends = _real(columns[2], 0)
+            sources = np.where(columns[2].is_null().to_numpy(zero_copy_only=False), sources, ends - begins)
         yield from zip(sources.tolist(), targets.tolist(), strict=True)
 
 
 def _real(column: Any, padding: int) -> tuple[Integers, Integers, Integers]:
-    """Positions of no padding, all rows laid end to end, and a 0 appended; where each row's begin in them, and end."""
+    """Where there is no padding, all rows laid end to end (a 0 appended); of each row, where its share of that begins
+    and ends.
+    """
     lengths = column.value_lengths().fill_null(0).to_numpy()
     real = np.flatnonzero(column.flatten().to_numpy(zero_copy_only=False) != padding)
     ends = np.cumsum(lengths)

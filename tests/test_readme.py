@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import DataCollatorForSeq2Seq
 
 from support import ROOT
 
@@ -25,6 +28,15 @@ def test_snippets_run(tmp_path: Path) -> None:
         assert len(snippet.splitlines()) <= 14
         subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
+
+
+def test_the_loss_shown_counts_no_padding() -> None:
+    shown: dict[str, Any] = {}
+    exec(next(block for block in blocks("python") if "loss =" in block).partition("model.save_pretrained")[0], shown)
+    tokenizer, sides = shown["tokenizer"], zip(shown["english"], shown["german"], strict=True)
+    batch = DataCollatorForSeq2Seq(tokenizer)([tokenizer(source, text_target=target) for source, target in sides])
+    assert (batch["labels"] == -100).any()
+    torch.testing.assert_close(shown["loss"], shown["model"](**batch).loss)
 
 
 def test_installation_is_what_ci_runs() -> None:

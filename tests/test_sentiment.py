@@ -171,6 +171,7 @@ def test_half_of_the_files_says_what_is_missing(tmp_path: Path) -> None:
         (b"0 a b\n0 c d\n", [], "has one label, '0'"),
         (b"0 a b\n1 c d\n", ["--vocab_size", "3"], "vocab_size=3 is too small"),
         (b"0 a b\n1 c d\n", ["--pooling", "lst"], "pooling"),
+        (b"0 a b\n1 c d\n", ["--epochs", "0"], "epochs must be above 0, not 0"),
     ],
 )
 def test_what_cannot_work_is_said(content: bytes | None, more: list[str], message: str, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import sys
 from collections import Counter
 
 import pytest
-from dragoman.tokenization.piece_learning import learn_unigram
+from dragoman.tokenization import piece_learning
+from dragoman.tokenization.piece_learning import learn_bpe, learn_unigram
 from dragoman.tokenization.tokenization_dragoman import DragomanTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,21 @@ def test_unigram_prefers_whole_words_to_letters():
     scores = [score for _, score in learned]
     assert {" dog", " cat", "s"} <= {piece for piece, _ in learned}
     assert scores == sorted(scores, reverse=True)
+
+
+def test_bpe_is_fed_a_few_words_at_a_time(monkeypatch):
+    """Not the commonest as one list, which takes memory by how often it occurs."""
+    counts = Counter({" dog": 50, " dogs": 20, " cat": 49, " cats": 2})
+    expected = learn_bpe(counts, 30, byte_fallback=False)
+    assert expected[1]
+    parts, repeated = [], piece_learning._repeated
+    monkeypatch.setattr(piece_learning, "AT_ONCE", 7)
+    monkeypatch.setattr(
+        piece_learning, "_repeated", lambda words: (parts.append(len(part)) or part for part in repeated(words))
+    )
+    assert learn_bpe(counts, 30, byte_fallback=False) == expected
+    assert max(parts) == 7
+    assert sum(parts) == counts.total()
 
 
 TRAIN = """

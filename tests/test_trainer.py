@@ -170,6 +170,8 @@ evaluated = exact.evaluate()["eval_loss"]
 exact.args.predict_with_generate = True
 labels = exact.predict(rows(tokenizer, 11), max_new_tokens=3).label_ids
 real = (labels != -100).sum(1)
+two_each = exact.predict(rows(tokenizer, 11), max_new_tokens=3, num_beams=2, num_return_sequences=2).predictions
+assert len(two_each) >= 22, len(two_each)
 if run.is_world_process_zero():
     print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated] * 3,
           "|", [len(real), int(real.min()), int(real.sum())])
@@ -178,7 +180,7 @@ if run.is_world_process_zero():
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """``accelerate launch`` with gloo: the same batch split over two processes; each row is predicted once."""
+    """``accelerate launch`` with gloo: the same batch split over two processes; each row is predicted once, and none is lost."""
     program = tmp_path / "distributed.py"
     program.write_text(DISTRIBUTED)
     found = {}
