@@ -1,6 +1,8 @@
 """``python -m dragoman``: the command line, one function a command."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,20 @@ from safetensors import SafetensorError
 from .configuration.base_configuration import VERSION
 
 app = typer.Typer(help="Dragoman on the command line.", no_args_is_help=True, add_completion=False)
+
+
+@contextmanager
+def in_one_line(*errors: type[Exception]) -> Iterator[None]:
+    """Such an error is printed in one line, and the exit status is 1; transformers keeps quiet."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except errors as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -94,18 +110,11 @@ def convert(
 
     Exit status 0: they compute the same. 1: they do not, or cannot; nothing is left behind.
     """
-    from transformers.utils import logging
-
     from .conversion.families import ConversionError
     from .conversion.folders import convert_folder
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with in_one_line(ConversionError, ValueError, OSError, StrictDataclassError):
         conversion = convert_folder(source, target, to)
-    except (ConversionError, ValueError, OSError, StrictDataclassError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(1) from error
     print(f"{conversion.source} -> {conversion.target}: {conversion.parameters:,} parameters in {target}")
     print(conversion.comparison or "not compared: the engine of CTranslate2 computes it")
 
@@ -123,22 +132,15 @@ def average(
     ] = None,
 ) -> None:
     """Average the weights of checkpoints of one training run into a new one."""
-    from transformers.utils import logging
-
     from .averaging import average_checkpoints, copy_tokenizer, select_checkpoints
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with in_one_line(ValueError, OSError, StrictDataclassError):
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise ValueError(f"{to} exists: name a new folder.")
         chosen = select_checkpoints(output_dir, last, best, metric, greater)
         model = average_checkpoints(chosen)
         copy_tokenizer(chosen[-1], to)  # first: it may not be readable
         model.save_pretrained(to)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(1) from error
     print(f"The mean of {', '.join(folder.name for folder in chosen)} is in {to}")
 
 
@@ -159,20 +161,13 @@ def explain(
     Exit status 1: there is no such checkpoint, class or method, and the message says what there is; or no folder for
     the page.
     """
-    from transformers.utils import logging
-
     from .explanation import explain as find_words
     from .highlighting import legend, to_html, to_terminal
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with in_one_line(ImportError, OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError):
         attribution = find_words(checkpoint, text, target, tgt_lang, method=method, units=units)
         if html is not None:
             html.write_text(to_html(attribution), "utf-8")
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(1) from error
     console = Console(soft_wrap=True)
     console.print(f"[bold]{escape(attribution.target)}[/bold] ({attribution.method}, {attribution.value:.3f})")
     console.print(to_terminal(attribution))

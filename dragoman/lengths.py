@@ -10,8 +10,6 @@ from torch.utils.data import IterableDataset
 from .modeling.loss import IGNORE_INDEX
 from .packing import source_tokens, target_tokens
 
-Integers = NDArray[np.int64]
-
 SIDES = ("input_ids", "labels")
 MASK = "attention_mask"
 
@@ -44,7 +42,7 @@ def _has_columns(dataset: Any) -> bool:
 
 def _measure_columns(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
     names = [*SIDES, MASK] if packed and MASK in dataset.column_names else [*SIDES]
-    for table in dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
+    for table in dataset.select_columns(names).with_format("arrow").iter(batch_size=1_000):
         columns = [table.column(name).combine_chunks() for name in names]
         for name, column in zip(names, columns, strict=True):
             if not hasattr(column, "value_lengths"):
@@ -53,22 +51,21 @@ def _measure_columns(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:
                 raise _no_tokens(name, None)
         sources, targets = (column.value_lengths().to_numpy() for column in columns[:2])
         if packed:
-            real, begins, ends = _real(columns[1], IGNORE_INDEX)
-            targets = np.where(begins < ends, real[ends - 1] + 1 - real[begins], 0)
+            real = _is_real(columns[1], IGNORE_INDEX)
+            before, after = real.argmax(1), real[:, ::-1].argmax(1)  # the padding at both ends
+            targets = np.where(real.any(1), real.shape[1] - before - after, 0)
         if len(columns) > 2:
-            _, begins, ends = _real(columns[2], 0)
-            sources = np.where(columns[2].is_null().to_numpy(zero_copy_only=False), sources, ends - begins)
+            unmasked = columns[2].is_null().to_numpy(zero_copy_only=False)
+            sources = np.where(unmasked, sources, _is_real(columns[2], 0).sum(1))
         yield from zip(sources.tolist(), targets.tolist(), strict=True)
 
 
-def _real(column: Any, padding: int) -> tuple[Integers, Integers, Integers]:
-    """Where there is no padding, all rows laid end to end (a 0 appended); of each row, where its share of that begins
-    and ends.
-    """
+def _is_real(column: Any, padding: int) -> NDArray[np.bool_]:
+    """(rows, longest): which of a row's values there are, and are no padding."""
     lengths = column.value_lengths().fill_null(0).to_numpy()
-    real = np.flatnonzero(column.flatten().to_numpy(zero_copy_only=False) != padding)
-    ends = np.cumsum(lengths)
-    return np.append(real, 0), np.searchsorted(real, ends - lengths), np.searchsorted(real, ends)
+    real: NDArray[np.bool_] = np.arange(max(1, lengths.max())) < lengths[:, None]
+    real[real] = column.flatten().to_numpy(zero_copy_only=False) != padding
+    return real
 
 
 def _measure_examples(dataset: Any, packed: bool) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch.distributed
@@ -40,7 +41,8 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         seed: with the epoch, see ``set_epoch``, decides the batches. accelerate and Trainers set the epoch.
 
     Raises:
-        ValueError: for lengths that do not fit together, a number below 1, or a budget that no example fits.
+        ValueError: for lengths that do not fit together, what is no whole number or below 1, or a budget that no
+            example fits.
     """
 
     def __init__(
@@ -57,10 +59,14 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         if len(source_lengths) != len(target_lengths):
             raise ValueError(f"{len(source_lengths)} source_lengths, but {len(target_lengths)} target_lengths.")
         sizes = {"tokens_per_batch": tokens_per_batch, "pad_to_multiple_of": pad_to_multiple_of}
-        for name, value in (sizes | {"num_processes": num_processes}).items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r} must be at least 1.")
-        lengths = np.array([source_lengths, target_lengths], dtype=np.int64)  # (2, examples)
+        for name, value in (sizes | {"num_processes": num_processes, "seed": seed}).items():
+            least = 0 if name == "seed" else 1
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        lengths = np.array([source_lengths, target_lengths])  # (2, examples)
+        if lengths.size and lengths.dtype.kind not in "iu":
+            raise ValueError(f"source_lengths and target_lengths must be whole numbers, not {lengths.dtype}.")
+        lengths = lengths.astype(np.int64)
         self._lengths: Integers = -(-lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.tokens_per_batch, self.packed, self.seed, self.epoch = tokens_per_batch, packed, seed, 0
         self._examples = self._those_that_fit()

@@ -85,6 +85,7 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
     for name, text in DATA["ar2en"].items():
         (data / name).write_text(text, "utf-8")
     plan = {
+        "every": 2,
         "all": ["--max_steps", 2, "--logging_steps", 1, "--use_cpu", "true"],
         "rows": [
             {"name": "no average", "without": ["--moving_average"]},
@@ -107,7 +108,11 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
     assert all(set(found) == {"0", "4"} for found in rows.values())
     weights = {row: found["0"]["weights_sha256"] for row, found in rows.items()}
     assert weights["greedy"] == weights["unchanged"] != weights["no average"]
-    assert "--moving_average" not in (output / "no-average" / "seed-0.log").read_text("utf-8")
+    log = (output / "no-average" / "seed-0.log").read_text("utf-8")
+    assert "--moving_average" not in log
+    lines = DATA["ar2en"]["ar2en-train.txt"].splitlines()
+    assert f"parameters; {len(lines[::2])} training pairs" in log
+    assert (output / "ar2en-train.txt").read_text("utf-8").splitlines() == lines[::2]
 
 
 def test_a_change_is_reported_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +124,8 @@ def test_a_change_is_reported_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> N
     rows = {"unchanged": base, "worse": {"0": {"wer": 51.0}, "1": {"wer": 63.0}}, "one seed": {"1": {"wer": 59.0}}}
     head = {"recipe": "ar2en", "metric": "wer", "hardware": "a machine", "date": "2026-01-02"}
     head["all"] = ["--max_steps", 2]
+    sampled = report.ablation({**head, "rows": rows, "every": 5})
+    assert sampled.startswith("**ar2en**, one in 5 of its training lines, with `--max_steps 2`, 2 seeds")
     table = report.ablation({**head, "rows": rows}).splitlines()
     assert table[0] == "**ar2en** with `--max_steps 2`, 2 seeds, a machine, 2026-01-02:"
     assert table[-3:] == [

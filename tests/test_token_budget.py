@@ -140,7 +140,9 @@ def test_what_does_not_fit_is_left_out_with_one_warning(caplog: pytest.LogCaptur
     ("arguments", "message"),
     [
         (([1], [1, 2], 9), "1 source_lengths, but 2 target_lengths"),
-        (([1], [1], 0), "tokens_per_batch=0 must be at least 1"),
+        (([1], [1], 0), "tokens_per_batch=0 must be a whole number of at least 1"),
+        (([1], [1], "40"), "tokens_per_batch='40' must be a whole number"),
+        (([1.5], [1], 9), "must be whole numbers, not float64"),
         (([8], [2], 9), "1 of 1 examples are longer than tokens_per_batch=9 .*: raise it, or shorten them"),
         (([], [], 9), "There are no examples"),
     ],
@@ -149,6 +151,8 @@ def test_what_does_not_fit_is_left_out_with_one_warning(caplog: pytest.LogCaptur
 def test_bad_values(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokenBudgetBatchSampler(*arguments)
+    with pytest.raises(ValueError, match="seed=-1 must be a whole number of at least 0"):
+        TokenBudgetBatchSampler([1], [1], 9, seed=-1)
 
 
 class Pairs(torch.utils.data.Dataset[int]):

@@ -316,7 +316,7 @@ def test_another_end_token_ends_every_row(change, joint, multilingual, tmp_path)
             assert each.convert_ids_to_tokens(each.eos_token_id) == "<end>"
 
 
-def test_templates_of_others_and_refused_starts(joint):
+def test_templates_of_others_and_refused_ones(joint, tmp_path):
     """CTranslate2's sources need not end with the end token."""
     tokenizer = copy.deepcopy(joint)
     own = processors.TemplateProcessing(single="$A <pad>", pair="$A $B <pad>", special_tokens=[("<pad>", 0)])
@@ -324,11 +324,15 @@ def test_templates_of_others_and_refused_starts(joint):
     tokenizer.add_special_tokens({"eos_token": "<end>"})
     assert tokenizer("a").input_ids[-1] == 0
     tokenizer = copy.deepcopy(joint)
-    with pytest.raises(ValueError, match="add_bos_token=True is not for this tokenizer"):
-        tokenizer.add_bos_token = True
-    tokenizer = copy.deepcopy(joint)
-    tokenizer.add_bos_token = False
-    assert tokenizer("a").input_ids == joint("a").input_ids
+    for name, wrong in (("add_bos_token", True), ("add_eos_token", False)):
+        with pytest.raises(ValueError, match=f"{name}={wrong} is not for this tokenizer"):
+            setattr(tokenizer, name, wrong)
+        assert getattr(tokenizer, name) is not wrong
+        setattr(tokenizer, name, not wrong)
+        assert tokenizer("a").input_ids == joint("a").input_ids
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="add_special_tokens=False"):
+        AutoTokenizer.from_pretrained(tmp_path, add_eos_token=False)
 
 
 def test_training_anew(joint, separate, multilingual):

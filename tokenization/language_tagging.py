@@ -36,6 +36,7 @@ class LanguageTagging(CodeSharing):
         self.languages = list(languages)
         self._target_language: str | None = None
         self._in_target_mode, self._end = False, None
+        kwargs.setdefault("add_eos_token", True)
         super().__init__(languages=self.languages, target_language=target_language, **kwargs)  # both are saved
         for language in self.languages:
             self._tag(language)
@@ -57,9 +58,16 @@ class LanguageTagging(CodeSharing):
     def update_post_processor(self) -> None:
         # transformers' hook, which would make a template of its own: without the end token, and without tags.
         if self.add_bos_token:
+            self._add_bos_token = False
             raise ValueError(
                 "add_bos_token=True is not for this tokenizer: a source has no start token, and the decoder's is put "
                 "before the labels by the model and the collator (config.decoder_start_token_id)."
+            )
+        if not self.add_eos_token:
+            self._add_eos_token = True
+            raise ValueError(
+                "add_eos_token=False is not for this tokenizer, whose models know by the end token where a row ends: "
+                "for one without it call with add_special_tokens=False."
             )
         self._renew_end()
 

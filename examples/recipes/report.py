@@ -48,8 +48,10 @@ def ablation(result: dict[str, Any]) -> str:
     metric, rows = result["metric"], {row: found for row, found in result["rows"].items() if found}
     reference = next(iter(rows.values()))
     name, where = NAMES[metric], f"{result['hardware']}, {result['date']}"
+    arguments, every = " ".join(map(str, result["all"])), result.get("every", 1)
+    sample = f", one in {every} of its training lines," if every > 1 else ""
     lines = [
-        f"**{result['recipe']}** with `{' '.join(map(str, result['all']))}`, {len(reference)} seeds, {where}:\n",
+        f"**{result['recipe']}**{sample} with `{arguments}`, {len(reference)} seeds, {where}:\n",
         f"| | {name} | change of {name}, seed by seed |\n|---|---|---|",
     ]
     for row, found in rows.items():
