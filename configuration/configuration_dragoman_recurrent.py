@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 
 from .base_configuration import VERSION, DragomanBaseConfig
-from .validation import check_probabilities, check_sizes, check_special_tokens, check_tying
+from .validation import check_positive, check_probabilities, check_sizes, check_special_tokens, check_tying
 
 
 @strict
@@ -45,7 +45,7 @@ class DragomanRecurrentConfig(DragomanBaseConfig):
     input_feeding: bool = False  # Luong et al. 2015, section 3.3: a step sees what the one before it attended to
 
     # Tying
-    logits_bias: bool = False  # g2p-en
+    logits_bias: bool = False  # g2p-en, whose weights bring it; it is not trained
     tie_word_embeddings: bool = True  # decoder input and head
     share_embeddings: bool = True  # encoder input and decoder input
 
@@ -65,6 +65,7 @@ class DragomanRecurrentConfig(DragomanBaseConfig):
     def validate_architecture(self) -> None:
         check_sizes(self)
         check_probabilities(self)
+        check_positive(self)
         check_tying(self)
         if self.bidirectional and self.hidden_size % 2:
             raise ValueError(

@@ -65,13 +65,17 @@ def check_probabilities(config: Any) -> None:
             raise ValueError(f"{name} is a probability in [0, 1), got {getattr(config, name)}.")
 
 
+def check_positive(config: Any) -> None:
+    for name in ("norm_eps", "attention_scale", "logits_scale", "initializer_range"):
+        value = getattr(config, name, None)
+        if value is not None and not 0 < value < 1e38:  # what float32 holds
+            raise ValueError(f"{name} must be a positive number, got {value}.")
+
+
 def check_architecture(config: Any) -> None:
     check_sizes(config)
     check_probabilities(config)
-    for name in ("norm_eps", "attention_scale", "logits_scale", "initializer_range"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < 1e38:  # what float32 holds
-            raise ValueError(f"{name} must be a positive number, got {value}.")
+    check_positive(config)
     for side in ("encoder", "decoder"):
         heads = getattr(config, f"{side}_num_attention_heads")
         groups = getattr(config, f"{side}_num_key_value_heads")

@@ -24,7 +24,7 @@ def mixtures(outputs: Any) -> list[Tensor]:
     if not encoder or encoder[0] is None or (getattr(outputs, "cross_attentions", None) and not decoder):
         raise ValueError(
             "Rollout and flow follow self-attention through every layer, and the model returned none: recurrent "
-            "models have none (use method='attention'), other models may need attn_implementation='eager'."
+            "models have none (use method='leave_one_out'), other models may need attn_implementation='eager'."
         )
     source = encoder[0].shape[-1]
     target = decoder[0].shape[-1] if decoder else 0

@@ -1,6 +1,7 @@
 """The mean of several checkpoints of one training run."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,10 @@ def select_checkpoints(
     if best is None:
         return of_one_run(found[-count:])
     values, greater = read_metric(found, metric_for_best_model, greater_is_better)
-    order = sorted(range(len(found)), key=lambda i: -values[i] if greater else values[i])
+    numbers = [i for i, value in enumerate(values) if not math.isnan(value)]
+    if len(numbers) < count:
+        raise ValueError(f"{count} checkpoints wanted, but only {len(numbers)} in {folders} have a number, not nan.")
+    order = sorted(numbers, key=lambda i: -values[i] if greater else values[i])
     return of_one_run([found[i] for i in sorted(order[:count])])
 
 
@@ -139,7 +143,7 @@ def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -
     if greater is None:
         greater = not metric.endswith("loss")  # as TrainingArguments do
         if state.best_metric is not None and values.get(state.best_global_step) == state.best_metric:
-            greater = state.best_metric == max(values.values())
+            greater = state.best_metric == max(value for value in values.values() if not math.isnan(value))
     return [values[step] for step in steps], greater
 
 
@@ -151,6 +155,8 @@ def check_alike(folders: list[Path]) -> None:
     """Raises ValueError naming what differs from the first one, without loading a weight."""
     first: tuple[dict[str, Any], dict[str, Any]] | None = None
     for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder.")
         config = AutoConfig.from_pretrained(folder).to_dict()
         if config.get("quantization_config"):
             raise ValueError(f"{folder} is quantized: average the checkpoints that it was made from.")

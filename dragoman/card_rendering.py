@@ -1,5 +1,6 @@
 """A model card's text and metadata, from facts."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -122,7 +123,7 @@ def _loading(name: str, model: Mapping[str, Any], tokenizer: Mapping[str, Any]) 
     imports = f"from transformers import {', '.join(classes)}"
 
     def load(flag: str) -> str:
-        calls = ", ".join(f'{auto}.from_pretrained("{name}"{flag})' for auto in classes)
+        calls = ", ".join(f"{auto}.from_pretrained({json.dumps(name)}{flag})" for auto in classes)
         return f"{', '.join(names)} = {calls}"
 
     text = "With `pip install dragoman`; no code from here runs:\n\n" + _code(f"import dragoman; {imports}", load(""))

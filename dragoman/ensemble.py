@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
+from .modeling.padding import mask_of_padding
+
 ALIKE = ("vocab_size", "source_vocab_size", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -32,8 +34,12 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         ValueError: for models that differ in vocabulary size or special tokens, or another batch than this.
     """
 
-    def __init__(self, models: Sequence[PreTrainedModel], input_ids: Tensor, attention_mask: Tensor) -> None:
+    def __init__(
+        self, models: Sequence[PreTrainedModel], input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> None:
         check_alike(models)
+        if attention_mask is None:
+            attention_mask = mask_of_padding(input_ids, models[0].config)
         self._others = [Reader(model, input_ids, attention_mask) for model in models[1:]]
         self._batch = len(input_ids)
 

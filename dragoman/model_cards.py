@@ -61,7 +61,7 @@ def refresh(folder: Path, name: str | None = None, live: Mapping[str, Any] | Non
     card = None if is_blank(content) else _ours(content)
     if card is None and not is_blank(content):
         return False
-    head = card.data.to_dict() if card else _added_tags(content)
+    head = _as_written(card.data.to_dict()) if card else _added_tags(content)
     known = head.pop(KEY, {})
     name = name or known.get("name") or folder.resolve().name
     facts = gather(folder, known)
@@ -79,6 +79,16 @@ def refresh(folder: Path, name: str | None = None, live: Mapping[str, Any] | Non
     partial.write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), "utf-8", newline="\n")
     partial.replace(file)
     return True
+
+
+def _as_written(head: dict[str, Any]) -> dict[str, Any]:
+    """YAML takes Norwegian, a bare ``no``, for a boolean."""
+    languages = head.get("language")
+    if isinstance(languages, list):
+        head["language"] = ["no" if each is False else each for each in languages]
+    elif languages is False:
+        head["language"] = "no"
+    return head
 
 
 def merge(current: Mapping[str, Any], before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class DataCollatorForPackedSeq2Seq:
 
     Raises:
         TypeError: at once, for a model without a packed path.
-        ValueError: for a row without source tokens or without labels.
+        ValueError: for a row without source tokens or without labels, or with a class for labels.
     """
 
     tokenizer: Any = None
@@ -46,6 +46,13 @@ class DataCollatorForPackedSeq2Seq:
             )
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        for i, feature in enumerate(features):
+            sides = [feature.get(name) for name in ("input_ids", "labels")]
+            if any(side is None or torch.as_tensor(side).dim() != 1 for side in sides):
+                raise ValueError(
+                    f"Row {i} of the batch must have lists of tokens as input_ids and labels; it has "
+                    f"{', '.join(feature)}. Tokenize first: tokenizer(source, text_target=target)."
+                )
         rows = [(source_tokens(feature), target_tokens(feature)) for feature in features]
         for i, (source, target) in enumerate(rows):
             if len(source) == 0 or len(target) == 0:

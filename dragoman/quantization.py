@@ -28,7 +28,7 @@ def quantize(model: Model) -> Model:
         RuntimeError: where this machine has no kernel for int8.
     """
     if not isinstance(model, DragomanPreTrainedModel):
-        raise TypeError(f"quantize takes a Dragoman model, not a {type(model).__name__}.")
+        raise TypeError(f"quantize takes a Transformer of Dragoman's, not a {type(model).__name__}.")
     if model.is_int8:
         raise ValueError("This model is int8 already.")
     if getattr(model, "_hf_peft_config_loaded", False) or any("peft" in type(m).__module__ for m in model.modules()):

@@ -47,8 +47,8 @@ def make_batch(task: str, steps: int, rows: int, generator: torch.Generator) -> 
 class BatchStream(Dataset[Batch]):
     """Batches of ``task`` without end. Lengths from ``SHORTEST`` to ``longest``, each doubling of them as frequent as
     any other: the short ones teach what to look for, and the long ones to find it there. All batches cost about as
-    much: ``tokens`` of source and target, in one row at least. Every stretch of the stream is like any other, so that
-    a run sees the same mix whenever the clock stops it.
+    much: ``tokens`` of source and target, ends aside, in one row at least. Every stretch of the stream is like any
+    other, so that a run sees the same mix whenever the clock stops it.
     """
 
     def __init__(self, task: str, longest: int, tokens: int, seed: int, count: int = 1_000_000) -> None:

@@ -30,15 +30,26 @@ WARMUP = 0.1  # of a run's time, short or long
 Record = dict[str, Any]
 
 
-def measured_once(path: Path, measure: Callable[[], Record]) -> Record:
-    """The record in ``path``; measured and written there first if there is none. A half-written one is never seen."""
+def measured_once(path: Path, measure: Callable[[], Record], asked: Record) -> Record:
+    """The record in ``path``; measured and written there first if there is none. A half-written one is never seen.
+
+    Raises:
+        ValueError: for a record of a plan that asked for something else.
+    """
     if not path.is_file():
-        record = measure() | conditions()
+        record = measure() | conditions() | {"asked": asked}
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
         unfinished.write_text(json.dumps(record), "utf-8")
         unfinished.replace(path)
-    return json.loads(path.read_text("utf-8"))
+    record = json.loads(path.read_text("utf-8"))
+    before = record.get("asked", {})
+    unlike = [f"{name} {before.get(name)}, not {value}" for name, value in asked.items() if before.get(name) != value]
+    if unlike:
+        raise ValueError(
+            f"{path} is of a plan with {', '.join(unlike)}: give this one another --output_dir, or delete that result."
+        )
+    return record
 
 
 def conditions() -> Record:
@@ -87,24 +98,24 @@ def try_rate(task: Task, model_name: str, rate: float, minutes: float, width: in
     return {"rate": rate, "loss": trainer.evaluate()["eval_loss"]}
 
 
-def tune(task: Task, model_name: str, minutes: float, width: int, folder: Path) -> float:
+def tune(task: Task, model_name: str, folder: Path, asked: Record) -> float:
     """The learning rate of the lowest validation loss."""
     tried = []
     for rate in RATES:
         path = folder / task.name / f"{model_name}-rate-{rate:g}.json"
-        attempt = partial(try_rate, task, model_name, rate, minutes, width, path.with_suffix(""))
-        tried.append(measured_once(path, attempt))
+        attempt = partial(try_rate, task, model_name, rate, asked["minutes"], asked["width"], path.with_suffix(""))
+        tried.append(measured_once(path, attempt, asked))
     return min(tried, key=lambda record: record["loss"])["rate"]
 
 
-def run(task: Task, model_name: str, seed: int, minutes: float, width: int, folder: Path) -> Record:
-    """Tune, train and measure; the checkpoint lies beside the record."""
+def run(task: Task, model_name: str, seed: int, folder: Path, asked: Record) -> Record:
+    """Tune, train and measure; the checkpoint lies beside the record. ``asked`` has the minutes, the width, ..."""
     path = record_path(folder, task.name, model_name, seed)
 
     def measure() -> Record:
-        rate = tune(task, model_name, minutes, width, folder)
+        rate = tune(task, model_name, folder, asked)
         checkpoint = path.with_suffix("")
-        trainer = train(task, model_name, seed, rate, minutes, width, checkpoint)
+        trainer = train(task, model_name, seed, rate, asked["minutes"], asked["width"], checkpoint)
         trainer.save_model()
         model: PreTrainedModel = trainer.model.eval()
         logged = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
@@ -112,7 +123,7 @@ def run(task: Task, model_name: str, seed: int, minutes: float, width: int, fold
             "task": task.name,
             "model": model_name,
             "seed": seed,
-            "minutes": minutes,
+            "minutes": asked["minutes"],
             "parameters": model.num_parameters(),
             "hidden_size": model.config.hidden_size,
             "rate": rate,
@@ -124,13 +135,7 @@ def run(task: Task, model_name: str, seed: int, minutes: float, width: int, fold
             "points": [point._asdict() for point in task.measure(model)],
         }
 
-    record = measured_once(path, measure)
-    if record["minutes"] != minutes:
-        raise ValueError(
-            f"{path} is of a run of {record['minutes']:g} minutes, not {minutes:g}: give the plan another "
-            "--output_dir, or delete the results of the old one."
-        )
-    return record
+    return measured_once(path, measure, asked)
 
 
 def record_path(folder: Path, task: str, model_name: str, seed: int) -> Path:
@@ -138,7 +143,7 @@ def record_path(folder: Path, task: str, model_name: str, seed: int) -> Path:
 
 
 def measure_speed(model_name: str, lengths: list[int], tokens: int, width: int, repeats: int = 5) -> Record:
-    """Training tokens a second, source and target, by length: the copy task in batches of at most ``tokens``.
+    """Training tokens a second, source and target, by length: the copy task in batches of ``tokens`` symbols and ends.
 
     Forward, backward and optimiser step, one step to warm up, then the median of ``repeats``.
     """

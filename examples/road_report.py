@@ -97,7 +97,7 @@ def gather_results(runs: Iterable[Path], speeds: Iterable[Path], heads: Path) ->
             told = ", ".join(f"{m:g}" for m in sorted(minutes))
             raise ValueError(f"The runs of {task} were of different lengths: {told} minutes.")
     return {
-        "runs": [{name: value for name, value in record.items() if name != "losses"} for record in read],
+        "runs": [{name: value for name, value in record.items() if name not in ("losses", "asked")} for record in read],
         "speeds": [json.loads(path.read_text("utf-8")) for path in speeds],
         "heads": json.loads(heads.read_text("utf-8")),
     }

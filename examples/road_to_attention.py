@@ -26,6 +26,7 @@ from road_report import gather_results, write_report
 from road_tasks import Task, read_task
 
 SPEED, HEADS = "speed", "heads"  # measurements that are no task of training
+PLAN = ("width", "longest", "batch_tokens", "measured_rows", "measured_texts")  # what results differ by
 DEFAULT_TASKS = ["words", *TASKS, SPEED, HEADS]
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,7 +55,9 @@ class Arguments:
     threads: int = field(default=1, metadata={"help": "Of torch. Part of the conditions: keep it the same."})
     width: int = field(default=WIDTH, metadata={"help": "Hidden size of the Transformer, which sets the budget."})
     longest: int = field(default=512, metadata={"help": "Steps of recall, at most."})
-    batch_tokens: int = field(default=1024, metadata={"help": "Source and target tokens a batch, of recall and speed."})
+    batch_tokens: int = field(
+        default=1024, metadata={"help": "Source and target tokens a batch, of recall and speed; ends aside."}
+    )
     measured_rows: int = field(
         default=200, metadata={"help": "Rows a length to measure recall on; a quarter for copies."}
     )
@@ -80,26 +83,34 @@ def measure_heads_of_words(arguments: Arguments, task: Task) -> dict[str, Any]:
 
 
 def measure_everything(arguments: Arguments) -> None:
+    if arguments.max_minutes is not None and not arguments.max_minutes > 0:
+        raise ValueError(f"--max_minutes must be above 0, not {arguments.max_minutes:g}.")
     sizes = arguments.longest, arguments.batch_tokens, arguments.measured_rows
+    plan = {name: getattr(arguments, name) for name in PLAN}
     for name in sorted(arguments.task, key=lambda name: name == HEADS):  # which needs a trained model
         if name == SPEED:
             lengths = [2**power for power in range(3, arguments.longest.bit_length())]
             for model in (m for m in arguments.models if m in MODELS):
                 path = arguments.output_dir / SPEED / f"{model}.json"
-                measured_once(path, partial(measure_speed, model, lengths, arguments.batch_tokens, arguments.width))
+                speed = partial(measure_speed, model, lengths, arguments.batch_tokens, arguments.width)
+                measured_once(path, speed, plan)
                 print(f"{SPEED}, {model}: {path}", flush=True)
         elif name == HEADS:
-            if "transformer" in arguments.models:
+            if "transformer" not in arguments.models:
+                print(f"{HEADS}: not measured, for the transformer is not in --models", flush=True)
+            else:
                 task = read_task("words", *sizes, None, arguments.measured_texts // 4)
                 path = arguments.output_dir / HEADS / "transformer.json"
-                measured_once(path, partial(measure_heads_of_words, arguments, task))
+                measured_once(path, partial(measure_heads_of_words, arguments, task), plan)
                 print(f"{HEADS}: {path}", flush=True)
         else:
             task = read_task(name, *sizes, arguments.train_file, arguments.measured_texts)
             for seed in arguments.seeds:
                 for model in planned_models(name, arguments.models):
-                    minutes = arguments.max_minutes or task.minutes
-                    record = run(task, model, seed, minutes, arguments.width, arguments.output_dir)
+                    minutes = task.minutes if arguments.max_minutes is None else arguments.max_minutes
+                    pairs = arguments.train_file if name == "translation" else None
+                    asked = plan | {"minutes": minutes, "train_file": pairs}
+                    record = run(task, model, seed, arguments.output_dir, asked)
                     shown = ", ".join(f"{p['length']}: {p['percent']:.1f}" for p in record["points"])
                     print(f"{name}, {model}, seed {seed}: {record['parameters']:,} parameters; {shown}", flush=True)
 

@@ -143,7 +143,7 @@ class Attention(nn.Module):
             output = attend_packed(attend, self, query, key, value, mask, position_bias, dropout, self.scaling)
             return self.o_proj(output.flatten(2)), None  # (1, T, C)
         if position_bias is not None:
-            options["position_bias"] = position_bias.to(query.dtype).expand(len(x), -1, -1, -1)
+            options["position_bias"] = position_bias.to(query.dtype).expand(x.shape[0], -1, -1, -1)
         dense = partial(dense_mask, mask, self.is_causal, query.shape[2], key.shape[2], query.device)
         if implementation == "sdpa" and trains_on_few_keys(query, key, key.shape[2]):
             attend, mask = eager_attention, dense()

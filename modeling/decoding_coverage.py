@@ -48,7 +48,7 @@ def is_covered(model: Any, arguments: dict[str, Any], rows: int) -> bool:
     config, states = arguments["generation_config"], arguments["encoder_outputs"].last_hidden_state
     mask, prefix_mask = arguments.get("attention_mask"), arguments.get("decoder_attention_mask")
     asks_for_more = config.output_attentions or config.output_hidden_states or torch.is_grad_enabled()
-    in_other_ways = arguments.get("synced_gpus") or config.is_assistant or config.prefill_chunk_size
+    in_other_ways = arguments.get("synced_gpus") or config.is_assistant
     return (
         states.device.type == "cpu"  # elsewhere looking whether rows are finished would make every step wait
         and (len(states), states.dtype, states.device) == (rows, model.dtype, model.device)

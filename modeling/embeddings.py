@@ -20,6 +20,13 @@ class TokenEmbedding(nn.Embedding):
         self.scale = scale
         self.fixed_id = fixed_id
 
+    def with_vectors_of(self, other: nn.Embedding) -> "TokenEmbedding":
+        """One with the weight of ``other``, the parameter itself, and the scale of this one."""
+        with torch.device("meta"):
+            new = TokenEmbedding(len(other.weight), other.embedding_dim, self.scale, self.fixed_id)
+        new.weight = other.weight
+        return new.train(self.training)
+
     @property
     def embed_scale(self) -> Tensor:
         """The scale by the name, and of the type, that peft looks for when it adds to a row or replaces one."""

@@ -51,6 +51,11 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
         asked = {**(generation_config or self.generation_config).to_dict(), **kwargs}
         if asked.get("cache_implementation") == "paged":
             self.init_continuous_batching()
+        if asked.get("prefill_chunk_size"):
+            raise NotImplementedError(
+                "transformers reads prompts in chunks for decoders alone (it would cut the source's mask): leave "
+                "prefill_chunk_size out."
+            )
         if asked.get("assistant_early_exit") is not None:
             raise NotImplementedError("transformers has no early exit for encoder-decoders: pass an assistant_model.")
         if (states := kwargs.get("encoder_outputs")) is not None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from .checkpoint_loading import CheckpointLoading
 from .checkpoint_saving import CheckpointSaving
+from .embeddings import TokenEmbedding
 from .initialization import initialize
 from .vocabulary_resizing import VocabularyResizingMixin
 
@@ -29,8 +30,15 @@ class EncoderDecoderPreTrainedModel(VocabularyResizingMixin, CheckpointSaving, C
         return base.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """For the encoder, and for all that is tied to it. Vectors of a plain ``nn.Embedding`` are scaled as before."""
         base: Any = self.base_model
+        own = base.encoder.embed_tokens
+        if value is own:  # resizing changes the weight in place
+            return
+        if type(value) is nn.Embedding and isinstance(own, TokenEmbedding):
+            value = own.with_vectors_of(value)
         base.encoder.embed_tokens = value
+        self.tie_weights()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Which parameter is which other one, ``{name: name of the owner}``."""

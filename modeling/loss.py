@@ -100,18 +100,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, labels, *found = ctx.saved_tensors
-        factors = list(zip((rows, weight, bias), found, strict=True))
+        factors = [rows, weight, bias]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # what comes out is differentiated again
             smoothing, scale, wide = ctx.others
+            # Of aliases: where the weight is tied, rows were made from it, too, and that part is not for here.
+            rows, weight, bias = factors = [None if x is None else x.view_as(x) for x in factors]
             logits = F.linear(rows.to(wide), weight.to(wide), None if bias is None else bias.to(wide)) * scale  # (N, V)
             total = F.cross_entropy(
                 logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction="sum"
             )
-            wanted = [x for x, kept in factors if kept is not None]
+            wanted = [x for x, kept in zip(factors, found, strict=True) if kept is not None]
             again = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True))
-            gradients = [None if kept is None else next(again) for _, kept in factors]
+            gradients = [None if kept is None else next(again) for kept in found]
         else:
-            gradients = [None if kept is None else (kept * gradient).to(x.dtype) for x, kept in factors]
+            pairs = zip(factors, found, strict=True)
+            gradients = [None if kept is None else (kept * gradient).to(x.dtype) for x, kept in pairs]
         return *gradients, None, None, None, None, None
 
 

@@ -83,6 +83,10 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
             )
         encoder_outputs = as_encoder_output(RecurrentEncoderOutput, encoder_outputs)
         state = self._begin(encoder_outputs) if past_key_values is None else past_key_values
+        if not isinstance(state, RecurrentState):
+            raise TypeError(
+                f"past_key_values must be a RecurrentState, of a recurrent model, got {type(state).__name__}."
+            )
         if state.hidden is None:  # an empty one, of generate()
             vars(state).update(vars(self._begin(encoder_outputs)))
         outputs = self.decoder(

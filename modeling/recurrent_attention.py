@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, S, C) → (B, T, S)
 
@@ -22,7 +23,10 @@ def records_attention(selection: bool | Sequence[int] | None) -> bool:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, score: Score) -> tuple[Tensor, Tensor]:
-    """``softmax(score(query, keys)) values``: context (B, T, C) and weights (B, T, S), 0 where ``mask`` (B, S) is 0."""
+    """``softmax(score(query, keys)) values``: context (B, T, C) and weights (B, T, S).
+
+    Where ``mask`` (B, S) is 0 so are the weights; in a row of nothing else they are even.
+    """
     scores = score(query, keys)  # (B, T, S)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if mask is not None:
@@ -32,8 +36,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sco
 
 
 def dot_score(query: Tensor, keys: Tensor) -> Tensor:
-    """``qᵀk``."""
-    return query @ keys.transpose(1, 2)
+    """``qᵀk``, in fp32 at least: half-precision scores, once large, are all alike."""
+    precise = torch.promote_types(query.dtype, torch.float32)
+    with maybe_autocast(query.device.type, enabled=False):
+        return query.to(precise) @ keys.to(precise).transpose(1, 2)
 
 
 def additive_score(query: Tensor, keys: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:

@@ -55,13 +55,16 @@ class RecurrentDecoder(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """``past_key_values`` holds the state to begin in, and what of the source there is to attend to."""
+        """``past_key_values`` holds the state to begin in, and what of the source there is to attend to.
+
+        ``hidden_states`` are two, however many the layers: what the first one reads, and what is returned.
+        """
         check_target(input_ids, inputs_embeds)
         if past_key_values is None or past_key_values.hidden is None:
             raise ValueError("The decoder needs past_key_values with the state in which the encoder ended.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
         x = self.dropout(x)
-        mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
+        mask = None if attention_mask is None else self._mask_of(x.shape[1], past_key_values.length, attention_mask)
         if mask is not None and bool(mask.all()):
             mask = None  # so that no step has to look
         run = self._run_at_once if self.config.runs_at_once else self._run_stepwise
@@ -74,6 +77,17 @@ class RecurrentDecoder(nn.Module):
             hidden_states=(x, returned) if output_hidden_states else None,
             cross_attentions=(weights[:, None],) if output_attentions and weights is not None else None,  # (B, 1, T, S)
         )
+
+    @staticmethod
+    def _mask_of(columns: int, seen: int, mask: Tensor) -> Tensor:
+        """The part for the ``columns`` that come, of a mask for these alone or for the ``seen`` ones before, too."""
+        width = mask.shape[1]
+        if width != columns and width < seen + columns:
+            raise ValueError(
+                f"decoder_attention_mask has {width} columns, but there are {columns} target tokens"
+                + (f" after {seen} in past_key_values." if seen else ".")
+            )
+        return mask if width == columns else mask[:, seen : seen + columns]
 
     def _run_at_once(
         self, x: Tensor, mask: Tensor | None, source_mask: Tensor | None, state: RecurrentState

@@ -14,7 +14,10 @@ from .recurrent_layers import RecurrentLayers
 
 @dataclass
 class RecurrentEncoderOutput(ModelOutput):
-    """States (B, S, C), and each layer's last ones (B, L, C), with which the decoder begins."""
+    """States (B, S, C), and each layer's last ones (B, L, C), with which the decoder begins.
+
+    ``hidden_states`` are two, however many the layers: what the first one reads, and what the last one gives.
+    """
 
     last_hidden_state: Tensor | None = None
     final_hidden: Tensor | None = None
@@ -53,6 +56,10 @@ class RecurrentEncoder(nn.Module):
             attention_mask = mask_of_padding(input_ids, self.config)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, C)
         x = self.dropout(x)
+        if attention_mask is not None and attention_mask.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"attention_mask has {attention_mask.shape[1]} columns, but there are {x.shape[1]} source tokens."
+            )
         states, (hidden, cell) = self.layers(x, attention_mask)
         return RecurrentEncoderOutput(
             last_hidden_state=states,

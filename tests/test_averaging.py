@@ -1,6 +1,7 @@
 """Averages of weights: over checkpoints against the mean in float64, over steps against the recursion, resuming."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -108,6 +109,12 @@ def test_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
     found = average_checkpoints(folder, best=2).state_dict()
     for name, tensor in mean([run / "checkpoint-2", run / "checkpoint-8"]).items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    folder = rewrite_metric(folder, tmp_path / "d", "eval_wer", {2: math.nan, 4: 0.3, 6: 0.25, 8: 0.15}, 8)
+    assert chosen(metric_for_best_model="wer", greater_is_better=False) == chosen() == [6, 8]
+    with pytest.raises(ValueError, match=r"4 checkpoints wanted, but only 3 in .* have a number"):
+        chosen(4)
+    with pytest.raises(ValueError, match="none: no such folder"):
+        average_checkpoints([run / "checkpoint-2", tmp_path / "none"])
     with pytest.raises(ValueError, match=r"trainer_state.json has no eval_chrf at step 2 \(it knows eval_bleu, eval_"):
         chosen(metric_for_best_model="chrf")
 

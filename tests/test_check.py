@@ -13,7 +13,15 @@ import pytest
 import torch
 from dragoman.modeling import decoder, encoder, modeling_dragoman_recurrent, packing, recurrent_layers
 from torch import Tensor, nn
-from transformers import MarianConfig, MarianMTModel, Seq2SeqTrainer
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    MarianConfig,
+    MarianMTModel,
+    Seq2SeqTrainer,
+)
 from typer.testing import CliRunner
 
 import dragoman
@@ -265,6 +273,43 @@ def attentions_left_out(patch: Patch) -> None:
     patch.setattr(DragomanForConditionalGeneration, "forward", forward)
 
 
+def change_attentions(patch: Patch, change: Callable[[Any], None]) -> None:
+    def forward(self: Any, *arguments: Any, **inputs: Any) -> Any:
+        output = FORWARD(self, *arguments, **inputs)
+        if output.get("cross_attentions"):
+            change(output)
+        return output
+
+    forward.__signature__ = inspect.signature(FORWARD)  # type: ignore[attr-defined]
+    patch.setattr(DragomanForConditionalGeneration, "forward", forward)
+
+
+def attentions_of_one_layer(patch: Patch) -> None:
+    def cut(output: Any) -> None:
+        output.decoder_attentions = output.decoder_attentions[:1]
+
+    change_attentions(patch, cut)
+
+
+def attentions_of_the_other_side(patch: Patch) -> None:
+    def swap(output: Any) -> None:
+        output.cross_attentions = output.decoder_attentions
+
+    change_attentions(patch, swap)
+
+
+def attentions_of_the_first_step(patch: Patch) -> None:
+    generate = DragomanForConditionalGeneration.generate
+
+    def cut(self: Any, *arguments: Any, **inputs: Any) -> Any:
+        output = generate(self, *arguments, **inputs)
+        if inputs.get("output_attentions"):
+            output.decoder_attentions = output.decoder_attentions[:1]
+        return output
+
+    patch.setattr(DragomanForConditionalGeneration, "generate", cut)
+
+
 def labels_not_shifted(patch: Patch) -> None:
     def unshifted(inputs: dict[str, Any]) -> None:
         if inputs.get("labels") is not None and inputs.get("decoder_input_ids") is None:
@@ -328,6 +373,9 @@ FAULTS: list[tuple[Callable[[Patch], None], set[int]]] = [
     (untied_when_loaded, {7}),
     (rounded_when_saved, {7}),
     (attentions_left_out, {8}),
+    (attentions_of_one_layer, {8}),
+    (attentions_of_the_other_side, {8}),
+    (attentions_of_the_first_step, {8}),
     (labels_not_shifted, {9}),
     (labels_shifted_twice, {5, 9}),
     (future_seen, {2, 3, 4, 5, 6, 8, 9, 10}),
@@ -428,6 +476,37 @@ class TestSubjects:
         with pytest.raises(ValueError, match=r"\(DragomanForSequenceClassification\) cannot be checked"):
             find_subject(str(tmp_path))
 
+    def test_dropout_is_off_even_if_asked_for(self) -> None:
+        model = find_subject("tiny", {"dropout": 0.5}).build(None)
+        assert model.config.dropout == 0
+
+    def test_weights_of_another_configuration(self, tmp_path: Path) -> None:
+        config = MarianConfig(**SIDES, vocab_size=20, pad_token_id=0, decoder_start_token_id=0)
+        MarianMTModel(config).save_pretrained(tmp_path)
+        config.decoder_ffn_dim *= 2
+        config.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"decoder\.layers\.0\.fc1\.bias is \(\d+,\), and .* by its config"):
+            find_subject(str(tmp_path))
+
+    def test_a_class_that_another_process_does_not_know(self, tmp_path: Path) -> None:
+        class OwnConfig(MarianConfig):
+            model_type = "own"
+
+        class OwnModel(MarianMTModel):
+            config_class = OwnConfig
+
+        AutoConfig.register("own", OwnConfig)
+        AutoModelForSeq2SeqLM.register(OwnConfig, OwnModel)
+        try:
+            model = OwnModel(OwnConfig(**SIDES, vocab_size=20, pad_token_id=0, decoder_start_token_id=0, init_std=0.5))
+            model.save_pretrained(tmp_path)
+            verdict = judge(find_subject(str(tmp_path)), 12)
+            assert "without 2 processes (another one does not know its class)" in verdict.note
+            assert "Error" not in verdict.note
+        finally:
+            CONFIG_MAPPING._extra_content.pop("own")
+            MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING._extra_content.pop(OwnConfig)
+
     def test_an_int8_folder_has_no_gradients_to_check(self, tmp_path: Path) -> None:
         config = dragoman.presets.tiny(vocab_size=40, hidden_size=32)
         dragoman.quantize(dragoman.DragomanForConditionalGeneration(config)).save_pretrained(tmp_path)
@@ -464,6 +543,10 @@ class TestSubjects:
             ("dragoman_recurrent", {"attention": "dott"}, "attention"),
             ("tiny", {"position_encoding": "rotatory"}, "position_encoding"),
             ("qwen2_audio", {}, "no encoder-decoder"),
+            ("marian", {"activation_function": "foo"}, "marian cannot be built: KeyError: 'foo'"),
+            ("t5", {"num_heads": 0}, "t5 cannot be built: ZeroDivisionError"),
+            ("tiny", {"vocab_size": 3}, "tiny has 3 tokens, all of them special"),
+            ("tiny", {"position_encoding": "learned", "max_position_embeddings": 16}, "rows here have up to 17 tokens"),
         ],
     )
     def test_clear_errors(self, model: str, overrides: dict[str, Any], message: str) -> None:

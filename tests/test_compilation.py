@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dragoman.modeling import loss as loss_module
+from torch import Tensor
 from transformers import CompileConfig, DataCollatorForSeq2Seq
 
 from dragoman import (
@@ -16,7 +17,7 @@ from dragoman import (
     DragomanTrainingArguments,
     TokenBudgetBatchSampler,
 )
-from support import batch, build, gradients, relative_error, tiny
+from support import SCHEMES, batch, build, gradients, relative_error, tiny
 from trainers import rows, word_tokenizer
 
 ONE_LAYER = {"encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
@@ -75,6 +76,29 @@ def test_an_epoch_makes_two_graphs(packed: bool, scheme: str, monkeypatch: pytes
         for name, parameter in model.named_parameters():
             assert relative_error(parameter.grad, wanted[name]) < 1e-5, name
     assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_exported_for_any_number_of_rows(scheme: str) -> None:
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build(tiny(vocab_size=40, position_encoding=scheme, **ONE_LAYER))
+
+        def forward(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+            logits: Tensor = self.model(source, mask, target, use_cache=False).logits
+            return logits
+
+    def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        mask = torch.ones(rows, 6, dtype=torch.long)
+        mask[0, 4:] = 0
+        return torch.randint(4, 40, (rows, 6)), mask, torch.randint(4, 40, (rows, 5))
+
+    module, rows = Logits().eval(), torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(module, inputs(4), dynamic_shapes=({0: rows},) * 3, strict=False).module()
+    for count in (2, 7):
+        given = inputs(count)
+        torch.testing.assert_close(program(*given), module(*given))
 
 
 @pytest.mark.slow

@@ -325,6 +325,8 @@ class TestClearErrors:
             model.generate(source, generation_config=GenerationConfig(cache_implementation="paged"))
         with pytest.raises(NotImplementedError, match="no early exit"):
             model.generate(source, assistant_early_exit=1)
+        with pytest.raises(NotImplementedError, match="leave prefill_chunk_size out"):
+            model.generate(source, prefill_chunk_size=2)
         with pytest.raises(NotImplementedError, match="no continuous batching"):
             model.generate_batch([[4, 5]])
         with pytest.raises(NotImplementedError, match="no continuous batching"):
@@ -343,7 +345,7 @@ class TestClearErrors:
                 model.generate(source, **assistance)
         with pytest.raises(TypeError, match="takes no packed batches"):
             dragoman.DataCollatorForPackedSeq2Seq(model=model)
-        with pytest.raises(TypeError, match="quantize takes a Dragoman model"):
+        with pytest.raises(TypeError, match="quantize takes a Transformer of Dragoman's"):
             dragoman.quantize(model)
         with pytest.raises(ValueError, match="does not support an attention implementation"):
             model.set_attn_implementation("sdpa")
@@ -642,6 +644,27 @@ class TestSaving:
         assert owners(again) == expected
         inputs = batch(again.config)
         torch.testing.assert_close(again.to(torch.float16)(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+
+    @tyings
+    @both_models
+    def test_vectors_of_ones_own(self, tying: dict[str, Any], kind: str, tmp_path: Path) -> None:
+        """A plain nn.Embedding, as for any model: read wherever it is tied, scaled as before, and so after loading."""
+        model = build(configured(kind, **tying))
+        expected, inputs = owners(model), batch(model.config)
+        before, old = model(**inputs).logits, model.get_input_embeddings()
+        own = nn.Embedding.from_pretrained(old.weight.detach().clone(), freeze=False)
+        model.set_input_embeddings(own)
+        assert model.get_input_embeddings().weight is own.weight
+        assert owners(model) == expected
+        torch.testing.assert_close(model(**inputs).logits, before)
+        nn.init.normal_(own.weight)
+        logits = model(**inputs).logits
+        assert relative_error(logits, before) > 0.1
+        model.save_pretrained(tmp_path)
+        again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+        torch.testing.assert_close(again(**inputs).logits, logits)
+        model.set_input_embeddings(old)
+        torch.testing.assert_close(model(**inputs).logits, before)
 
     @both_models
     def test_resizing_keeps_the_old_rows(self, kind: str) -> None:

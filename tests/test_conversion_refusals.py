@@ -15,7 +15,13 @@ from transformers import (
 )
 
 from bart_models import tiny
-from dragoman import DragomanEncoderModel, DragomanForSequenceClassification, DragomanModel, quantize
+from dragoman import (
+    DragomanEncoderModel,
+    DragomanForSequenceClassification,
+    DragomanModel,
+    DragomanRecurrentConfig,
+    quantize,
+)
 from dragoman.conversion import ConversionError, convert_from, convert_to
 from dragoman.conversion.families import Family
 from dragoman.conversion.folders import convert_folder
@@ -155,6 +161,15 @@ def test_int8(tmp_path: Path) -> None:
     for source in (model, tmp_path):
         with pytest.raises(ConversionError, match=r"its weights are int8: convert what model\.dequantize\(\) gives"):
             convert_to(source, "bart")
+
+
+@pytest.mark.parametrize("family", ["dragoman", "bart", "ctranslate2"])
+def test_recurrent_models_have_no_counterpart(family: str, tmp_path: Path) -> None:
+    config = DragomanRecurrentConfig(vocab_size=20, hidden_size=8)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "gru")
+    with pytest.raises(ConversionError, match="gru is recurrent, and no family has such a model"):
+        convert_folder(tmp_path / "gru", tmp_path / "other", family)
+    assert not (tmp_path / "other").exists()
 
 
 def test_other_families_reach_the_engine_through_ours(tmp_path: Path) -> None:

@@ -191,6 +191,20 @@ def test_scores_are_probabilities_of_what_is_allowed() -> None:
         assert found.dtype == torch.float32
 
 
+def test_without_a_mask_padding_is_read_off_the_ids() -> None:
+    model, inputs = prepare(family("dragoman")[0].config)
+    ids = inputs["input_ids"]
+    assert bool((ids == model.config.pad_token_id).any())
+    found, expected = (
+        model.generate(ids, logits_processor=LogitsProcessorList([together]), max_new_tokens=6).tolist()
+        for together in (
+            EnsembleLogitsProcessor([model, model], ids),
+            EnsembleLogitsProcessor([model, model], **inputs),
+        )
+    )
+    assert found == expected
+
+
 def test_what_cannot_write_together() -> None:
     model, inputs = prepare(family("dragoman")[0].config)
     with pytest.raises(ValueError, match="the list is empty"):

@@ -611,7 +611,6 @@ FALLS_BACK: dict[str, Any] = {
     "static cache": lambda _, inputs: inputs.update(cache_implementation="static"),
     "attentions": lambda _, inputs: inputs.update(output_attentions=True, return_dict_in_generate=True),
     "hidden states": lambda _, inputs: inputs.update(output_hidden_states=True, return_dict_in_generate=True),
-    "a prefix in chunks": lambda _, inputs: inputs.update(prefill_chunk_size=2),
 }
 
 

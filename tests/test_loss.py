@@ -12,8 +12,10 @@ from dragoman.modeling.loss import head_cross_entropy, is_plain_linear, loss_and
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForSeq2SeqLM
 from transformers.trainer_pt_utils import LabelSmoother
 
+import dragoman
 from loss import peak_growth_elsewhere
 from support import relative_error
 
@@ -80,6 +82,27 @@ def test_gradients_may_be_differentiated(bias: bool, smoothing: float, scale: fl
 
     expected = products(reference(states, head, labels, smoothing, scale))
     torch.testing.assert_close(products(head_cross_entropy(states, head, labels, None, smoothing, scale)), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_to_differentiate_are_those_of_the_whole_model(tied: bool) -> None:
+    """Where the head is tied, the states were made from its weight, too, whose share must not count twice."""
+    torch.manual_seed(0)
+    config = dragoman.presets.tiny(vocab_size=V, tie_word_embeddings=tied, share_embeddings=tied, dropout=0.0)
+    model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").double().train()
+    inputs = {"input_ids": torch.randint(4, V, (B, 5)), "labels": torch.randint(4, V, (B, T))}
+    parameters = list(model.parameters())
+    vectors = [torch.randn_like(p) for p in parameters]
+    once = torch.autograd.grad(model(**inputs).loss, parameters)
+    twice = torch.autograd.grad(model(**inputs).loss, parameters, create_graph=True)
+    torch.testing.assert_close(twice, once)
+    along = sum((g * v).sum() for g, v in zip(twice, vectors, strict=True))
+    found = torch.autograd.grad(along, parameters)
+    logits = model(**inputs, return_logits=True).logits
+    plain = F.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    gradients = torch.autograd.grad(plain, parameters, create_graph=True)
+    along = sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
+    torch.testing.assert_close(found, torch.autograd.grad(along, parameters))
 
 
 def test_smoothing_is_the_trainers() -> None:

@@ -1,5 +1,6 @@
 """The model card: what it says, that ModelCard reads it back, and that nobody's own words are ever lost."""
 
+import ast
 import json
 import re
 import subprocess
@@ -188,6 +189,22 @@ def test_a_head_that_was_changed_stays_and_the_rest_is_renewed(
     assert found.language == ["de"]
     assert "| hidden size | 64 |" in text(tmp_path)
     assert "\r" not in text(tmp_path)
+
+
+def test_a_language_that_yaml_takes_for_a_boolean(model: Any, tmp_path: Path) -> None:
+    for given, expected in (("[en, no]", ["en", "no"]), ("no", "no")):
+        model.save_pretrained(tmp_path)
+        change(tmp_path, "library_name", f"language: {given}\nlibrary_name")
+        model.save_pretrained(tmp_path)
+        assert data(tmp_path).language == expected
+        (tmp_path / "README.md").unlink()
+
+
+def test_code_of_a_folder_with_a_quote_in_its_name(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / 'a"b')
+    (block, *_) = re.findall(r"```python\n(.*?)```", text(tmp_path / 'a"b'), re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    assert [ast.literal_eval(call.args[0]) for call in calls] == ['a"b']
 
 
 def test_results_belong_to_the_weights(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> None:

@@ -392,6 +392,11 @@ class TestCollator:
         with pytest.raises(ValueError, match=f"Row 1 of the batch has {message}"):
             DataCollatorForPackedSeq2Seq()(rows)
 
+    @pytest.mark.parametrize("row", [{"input_ids": [1]}, {"input_ids": [1], "labels": 1}])
+    def test_rows_of_something_else(self, row: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="Row 1 of the batch must have lists of tokens as input_ids and labels"):
+            DataCollatorForPackedSeq2Seq()([{"input_ids": [1], "labels": [1]}, row])
+
     def test_models_without_a_packed_path(self) -> None:
         with pytest.raises(TypeError, match="BartForConditionalGeneration takes no packed batches"):
             DataCollatorForPackedSeq2Seq(model=BartForConditionalGeneration(BartConfig(

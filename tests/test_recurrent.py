@@ -10,7 +10,7 @@ from dragoman.modeling.recurrent_attention import RecurrentAttention, additive_s
 from dragoman.modeling.recurrent_layers import RecurrentLayers
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, DynamicCache
 
 from dragoman import DragomanRecurrentConfig, DragomanRecurrentForConditionalGeneration
 from support import gradients
@@ -237,6 +237,20 @@ class TestAttend:
         assert weights.isfinite().all()
         assert weights[0, 0, 0] > weights[0, 0, 1]
 
+    def test_half_precision_scores_close_together(self) -> None:
+        """Of long vectors, whose products half precision would round to the same number."""
+        torch.manual_seed(0)
+        keys = torch.randn(1, 9, 512).tanh()
+        query = (keys[:, 3:4] + keys[:, 4:5]) / 1.5
+        query, keys = query.bfloat16(), keys.bfloat16()
+        expected = attend(query.double(), keys.double(), keys.double(), None, dot_score)[1]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = attend(query.float(), keys.float(), keys.float(), None, dot_score)[1]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+        found = attend(query, keys, keys, None, dot_score)[1]
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-3)
+
     def test_the_kinds_differ(self) -> None:
         """With the same weights where they have them."""
         torch.manual_seed(0)
@@ -354,8 +368,32 @@ class TestTheState:
         assert len({tuple(row) for row in found.tolist()}) > 4
 
     def test_a_cache_of_keys_and_values_is_refused(self) -> None:
+        model, source = recurrent(), torch.tensor([[5]])
         with pytest.raises(NotImplementedError, match="carries a state of fixed size"):
-            recurrent().generate(torch.tensor([[5]]), cache_implementation="static")
+            model.generate(source, cache_implementation="static")
+        with pytest.raises(TypeError, match="must be a RecurrentState, of a recurrent model, got DynamicCache"):
+            model(source, decoder_input_ids=source, past_key_values=DynamicCache())
+
+    @pytest.mark.parametrize("kind", KINDS, ids=str)
+    def test_masks_as_wide_as_what_they_mask(self, kind: tuple[Any, ...]) -> None:
+        """Or wider: what they say of tokens to come is for later. Narrower ones are an error."""
+        model, inputs = recurrent(kind), ragged()
+        ids = model.prepare_decoder_input_ids_from_labels(inputs.pop("labels"))
+        expected = model(**inputs, decoder_input_ids=ids).logits
+        mask = torch.ones_like(ids)
+        mask[:, 3:] = 0
+        found = model(**inputs, decoder_input_ids=ids[:, :3], decoder_attention_mask=mask, use_cache=True)
+        torch.testing.assert_close(found.logits, expected[:, :3])
+        state, rest = found.past_key_values, {**inputs, "decoder_input_ids": ids[:, 3:]}
+        with pytest.raises(ValueError, match="has 4 columns, but there are 2 target tokens after 3 in"):
+            model(**rest, decoder_attention_mask=mask[:, :4], past_key_values=state)
+        found = model(**rest, decoder_attention_mask=torch.ones_like(ids), past_key_values=state)
+        torch.testing.assert_close(found.logits, expected[:, 3:])
+        with pytest.raises(ValueError, match="has 2 columns, but there are 5 target tokens"):
+            model(**inputs, decoder_input_ids=ids, decoder_attention_mask=mask[:, :2])
+        inputs["attention_mask"] = inputs["attention_mask"][:, :3]
+        with pytest.raises(ValueError, match="has 3 columns, but there are 6 source tokens"):
+            model(**inputs, decoder_input_ids=ids)
 
 
 class TestConfiguration:
@@ -369,6 +407,7 @@ class TestConfiguration:
             ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
             ({"source_vocab_size": 9}, "share_embeddings=True needs one vocabulary"),
             ({"eos_token_id": 0}, "eos_token_id and pad_token_id are both 0"),
+            ({"initializer_range": -1.0}, "initializer_range must be a positive number, got -1.0"),
         ],
     )
     def test_what_makes_no_sense(self, options: dict[str, Any], message: str) -> None:

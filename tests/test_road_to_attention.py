@@ -388,9 +388,11 @@ def test_measured_once(tmp_path: Path) -> None:
         calls.append(1)
         return {"value": len(calls)}
 
-    path = tmp_path / "folder" / "result.json"
-    first = road_measurements.measured_once(path, measure)
-    assert first == road_measurements.measured_once(path, measure)
+    path, asked = tmp_path / "folder" / "result.json", {"width": 8, "minutes": 0.5}
+    first = road_measurements.measured_once(path, measure, asked)
+    assert first == road_measurements.measured_once(path, measure, asked)
+    with pytest.raises(ValueError, match=r"result\.json is of a plan with width 8, not 9: give this one another"):
+        road_measurements.measured_once(path, measure, {"width": 9, "minutes": 0.5})
     assert (first["value"], first["threads"]) == (1, torch.get_num_threads())
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
@@ -398,7 +400,7 @@ def test_measured_once(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        road_measurements.measured_once(tmp_path / "other.json", fail)
+        road_measurements.measured_once(tmp_path / "other.json", fail, asked)
     assert not (tmp_path / "other.json").exists()
 
 
@@ -413,7 +415,9 @@ def test_tuning_takes_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(road_measurements, "try_rate", attempt)
     task: Any = road_tasks.RecallTask("copy", 8, 64, 2)
     for _ in range(2):
-        assert road_measurements.tune(task, "dot", 1.0, 32, tmp_path) == road_measurements.RATES[1]
+        assert (
+            road_measurements.tune(task, "dot", tmp_path, {"minutes": 1.0, "width": 32}) == road_measurements.RATES[1]
+        )
     assert asked == list(road_measurements.RATES)
 
 
@@ -459,8 +463,11 @@ def test_a_whole_small_run(
         road_to_attention.main([*plan, "--models", "fixed"])
     (results / "recall-1" / "fixed-seed-0.json").write_bytes(records[Path("recall-1/fixed-seed-0.json")])
     road_to_attention.main(plan)
-    with pytest.raises(SystemExit, match=r"of a run of 0\.002 minutes, not 9"):
-        road_to_attention.main([*plan, "--max_minutes", "9"])
+    for name, value, told in (("max_minutes", "9", r"minutes 0\.002, not 9\.0"), ("width", "32", "width 64, not 32")):
+        with pytest.raises(SystemExit, match=f"is of a plan with {told}: give this one another --output_dir"):
+            road_to_attention.main([*plan, f"--{name}", value])
+    with pytest.raises(SystemExit, match="--max_minutes must be above 0, not 0"):
+        road_to_attention.main([*plan, "--max_minutes", "0"])
 
     road_to_attention.main([*plan, "--report"])
     page = (docs / "road_to_attention.md").read_text("utf-8")

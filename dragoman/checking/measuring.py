@@ -33,5 +33,6 @@ def loss_and_gradient(subject: Subject, model: Any, batch: Batch | Mapping[str, 
 
 
 def flat_gradient(model: torch.nn.Module) -> Tensor:
-    """The gradient of every parameter, as one vector; a tied parameter counts once."""
-    return torch.cat([p.grad.detach().flatten() for p in model.parameters() if p.grad is not None])
+    """The gradient of every parameter, as one vector, 0 where there is none; a tied parameter counts once."""
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+    return torch.cat([gradient.detach().flatten() for gradient in gradients])

@@ -19,7 +19,7 @@ Overrides = Mapping[str, Any]
 
 
 def shrink_preset(name: str, overrides: Overrides) -> DragomanConfig:
-    """A preset of ours at test size, without dropout; ``overrides`` come last."""
+    """A preset of ours at test size; ``overrides`` come last."""
     full = PRESETS[name]()
     sizes: Fields = {
         "vocab_size": VOCABULARY,
@@ -34,14 +34,13 @@ def shrink_preset(name: str, overrides: Overrides) -> DragomanConfig:
         sizes[f"{side}_num_attention_heads"] = HEADS
         sizes[f"{side}_num_key_value_heads"] = max(1, HEADS * groups // heads)
         sizes[f"{side}_intermediate_size"] = intermediate
-    dropouts = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
     if "position_encoding" in overrides and "rope_parameters" not in overrides:
         sizes["rope_parameters"] = None
-    return PRESETS[name](**{**sizes, **dropouts, **overrides})
+    return PRESETS[name](**{**sizes, **overrides})
 
 
 def shrink_config(config_class: type[PreTrainedConfig], overrides: Overrides) -> PreTrainedConfig:
-    """The default configuration of an architecture of transformers at test size, without dropout.
+    """The default configuration of an architecture of transformers at test size.
 
     Raises:
         ValueError: for an override that is not a field of it.
@@ -69,7 +68,7 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def is_dropout(name: str) -> bool:
-    return "dropout" in name or "layerdrop" in name
+    return any(part in name for part in ("dropout", "layerdrop", "pdrop", "jitter"))  # GPT-2's, and routers'
 
 
 def small_fields(full: Fields, decoder: bool) -> Fields:
@@ -80,8 +79,6 @@ def small_fields(full: Fields, decoder: bool) -> Fields:
     for name, value in full.items():
         if isinstance(value, dict) and "model_type" in value:
             small[name] = small_fields(value, name == "decoder")
-        elif is_dropout(name) and isinstance(value, int | float):
-            small[name] = 0.0
         elif name == "layer_types":
             small[name] = value[:layers]
         elif isinstance(value, int) and not isinstance(value, bool):

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 import dragoman
 
 from ..configuration.presets import PRESETS
+from .batches import LONGEST
 from .shrinking import shrink_config, shrink_preset, without_dropout
 from .weights import draw_weights
 
@@ -27,6 +28,8 @@ CLASSES: Mapping[str, str] = {
     **{name: kind for kind, name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()},
     RECURRENT.__name__: dragoman.DragomanRecurrentConfig.model_type,  # a preset names ours that is not recurrent
 }
+HAVE_A_LIMIT = ("learned", "sinusoidal")
+KNOWN = ("transformers.", "dragoman.")  # whose classes any process has
 ATTENTIONS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 
 
@@ -75,6 +78,8 @@ def find_subject(model: str, overrides: Mapping[str, Any] | None = None) -> Subj
         return resolve(model, dict(overrides or {}))
     except StrictDataclassError as error:  # a field's value, found wrong by the configuration
         raise ValueError(" ".join(str(error).split())) from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # or by nobody in time
+        raise ValueError(f"{model} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def resolve(model: str, overrides: Mapping[str, Any]) -> Subject:
@@ -83,7 +88,7 @@ def resolve(model: str, overrides: Mapping[str, Any]) -> Subject:
     if Path(model).is_dir():
         if overrides:
             raise ValueError(f"{model} is a checkpoint, which is checked as it is: --set is for presets and classes.")
-        config = without_dropout(AutoConfig.from_pretrained(model))
+        config = AutoConfig.from_pretrained(model)
         if getattr(config, "quantization_config", None):
             raise ValueError(f"{model} is quantized, and has no gradients: check the checkpoint that it was made of.")
         return subject_of(model, config, model, overrides)
@@ -102,13 +107,19 @@ def resolve(model: str, overrides: Mapping[str, Any]) -> Subject:
 def subject_of(name: str, config: PreTrainedConfig, folder: str | None, overrides: Mapping[str, Any]) -> Subject:
     if not getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is a {config.model_type}, which is no encoder-decoder.")
+    without_dropout(config)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and limit < LONGEST and getattr(config, "position_encoding", "learned") in HAVE_A_LIMIT:
+        raise ValueError(f"{name} has max_position_embeddings {limit}; rows here have up to {LONGEST} tokens.")
 
     def build(implementation: str | None = None) -> Any:
         chosen = copy.deepcopy(config)
         kwargs: dict[str, Any] = {} if implementation is None else {"attn_implementation": implementation}
         if folder is not None:
-            kwargs |= {"dtype": torch.float32, "output_loading_info": True}
+            kwargs |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
             model, loading = AutoModelForSeq2SeqLM.from_pretrained(folder, config=chosen, **kwargs)
+            for weight, found, needed in sorted(loading["mismatched_keys"]):
+                raise ValueError(f"{name}: {weight} is {tuple(found)}, and {tuple(needed)} by its config.json.")
             if missing := sorted(loading["missing_keys"]):
                 raise ValueError(
                     f"{name} has not all weights of a {type(model).__name__}, for one no {missing[0]}: what it holds "
@@ -126,21 +137,26 @@ def subject_of(name: str, config: PreTrainedConfig, folder: str | None, override
     model = build()
     if model.main_input_name != "input_ids":
         raise ValueError(f"{name} reads {model.main_input_name}, not tokens: it cannot be checked.")
-    if config.pad_token_id is None:
+    pad, end = getattr(config, "pad_token_id", None), first(getattr(config, "eos_token_id", None))
+    if pad is None:
         raise ValueError(f"{name} has no pad_token_id: set one (--set pad_token_id=0), batches are padded with it.")
     decoder = getattr(config, "decoder", None)  # T5Gemma has a configuration a side
     start = getattr(config, "decoder_start_token_id", None)
     start = getattr(decoder, "bos_token_id", None) if start is None else start
+    special = special_tokens(config, model.generation_config) | ({start} if start is not None else set())
+    sizes = embedding_size(model), model.get_output_embeddings().weight.shape[0]
+    if not any(token not in special for token in range(min(sizes))):
+        raise ValueError(f"{name} has {min(sizes)} tokens, all of them special: none to write rows with.")
     return Subject(
         name=name,
         build=build,
-        source_vocabulary=embedding_size(model),
-        target_vocabulary=model.get_output_embeddings().weight.shape[0],
-        pad=config.pad_token_id,
-        end=first(config.eos_token_id),
+        source_vocabulary=sizes[0],
+        target_vocabulary=sizes[1],
+        pad=pad,
+        end=end,
         start=start,
-        special=special_tokens(config, model.generation_config) | ({start} if start is not None else set()),
-        overrides=overrides,
+        special=special,
+        overrides=overrides if type(config).__module__.startswith(KNOWN) else None,
         small=folder is None,
         attentions=attentions_of(model),
         ours=isinstance(model, dragoman.DragomanForConditionalGeneration | RECURRENT),

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..configuration.configuration_dragoman import DragomanConfig
+from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from ..model_cards import refresh
 from ..tokenization.tokenization_dragoman import DragomanTokenizer
 from . import convert_from, convert_to
@@ -55,9 +56,13 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         raise NotADirectoryError(f"{source} is not a folder on this machine.")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a new folder.")
-    if is_ctranslate2_folder(source) or family == ENGINE:
+    if is_ctranslate2_folder(source):
         return _convert_engine(source, target, family)
     config = AutoConfig.from_pretrained(source, local_files_only=True)
+    if config.model_type == DragomanRecurrentConfig.model_type:
+        raise ConversionError(config.model_type, [f"{source} is recurrent, and no family has such a model"])
+    if family == ENGINE:
+        return _convert_engine(source, target, family)
     if (config.model_type == OURS) == (family == OURS):
         what = "a Dragoman model; say to which family it shall go" if family == OURS else "not a Dragoman model"
         raise ConversionError(config.model_type, [f"{source} is {what}"])
