@@ -113,6 +113,9 @@ def test_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
     assert chosen(metric_for_best_model="wer", greater_is_better=False) == chosen() == [6, 8]
     with pytest.raises(ValueError, match=r"4 checkpoints wanted, but only 3 in .* have a number"):
         chosen(4)
+    folder = rewrite_metric(folder, tmp_path / "e", "eval_ter", {2: math.nan, 4: 17.0, 6: 16.0, 8: 15.0}, 4)
+    assert chosen() == [4, 6]
+    folder = tmp_path / "d"
     with pytest.raises(ValueError, match="none: no such folder"):
         average_checkpoints([run / "checkpoint-2", tmp_path / "none"])
     with pytest.raises(ValueError, match=r"trainer_state.json has no eval_chrf at step 2 \(it knows eval_bleu, eval_"):

@@ -29,6 +29,7 @@ from dragoman import DragomanForConditionalGeneration
 from dragoman.__main__ import app
 from dragoman.checking import LINES, Subject, Verdict, check, find_subject, judge, subjects, training
 from dragoman.checking.attention import uncompiled
+from dragoman.checking.measuring import flat_gradient
 from dragoman.checking.verdicts import LIMITS, Evidence
 from ladder import SIDES
 from support import ROOT, SCHEMES
@@ -443,6 +444,13 @@ def test_a_crash_is_a_finding_and_a_refusal_is_not(monkeypatch: Patch) -> None:
         monkeypatch.undo()
         assert verdict.status == status
         assert verdict.note == ("ValueError: no" if status == "FAIL" else "no way")
+
+
+def test_a_parameter_without_a_gradient_has_zeros() -> None:
+    """An expert may get tokens in one batch, and none in another."""
+    experts = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(2))
+    experts[1](torch.tensor([[3.0, 4.0]])).sum().backward()
+    assert flat_gradient(experts).tolist() == [0, 0, 3, 4]
 
 
 def test_evidence() -> None:
