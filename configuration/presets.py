@@ -34,7 +34,7 @@ def transformer_big(**overrides: Any) -> DragomanConfig:
 
 
 def deep_encoder(**overrides: Any) -> DragomanConfig:
-    """Kasai et al. 2021 (arXiv:2006.10369): 12 encoder layers, one decoder layer; much faster to decode."""
+    """Kasai et al. 2021 (arXiv:2006.10369): 12 encoder layers, one decoder layer, for fast decoding."""
     return transformer_base(**{"encoder_num_hidden_layers": 12, "decoder_num_hidden_layers": 1, **overrides})
 
 

@@ -106,9 +106,9 @@ def convert(
         str, typer.Option(help="dragoman; the model_type of a family: marian, bart, t5, ...; or ctranslate2.")
     ] = "dragoman",
 ) -> None:
-    """Convert a checkpoint of another family to Dragoman, or back, and compare the two.
+    """Convert a checkpoint of another family to Dragoman, or back, and compare the two (not those of CTranslate2).
 
-    Exit status 0: they compute the same. 1: they do not, or cannot; nothing is left behind.
+    Exit status 0: it is done. 1: they do not compute the same, or it cannot be done; nothing is left behind.
     """
     from .conversion.families import ConversionError
     from .conversion.folders import convert_folder
@@ -128,7 +128,7 @@ def average(
     metric: Annotated[str | None, typer.Option(help="What they are the best by. Else the Trainer's choice.")] = None,
     greater: Annotated[
         bool | None,
-        typer.Option("--greater-is-better/--smaller-is-better", help="Else greater, unless it is a loss."),
+        typer.Option("--greater-is-better/--smaller-is-better", help="Else as the Trainer chose, or by its name."),
     ] = None,
 ) -> None:
     """Average the weights of checkpoints of one training run into a new one."""
@@ -153,7 +153,7 @@ def explain(
     ] = None,
     method: Annotated[str, typer.Option(help="Or integrated_gradients, attention, ...")] = "leave_one_out",
     units: Annotated[str, typer.Option(help="Or tokens.")] = "words",
-    tgt_lang: Annotated[str | None, typer.Option(help="The language to write, if the tokenizer knows several.")] = None,
+    tgt_lang: Annotated[str | None, typer.Option(help="To write in, if a Dragoman tokenizer knows several.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page that needs nothing but itself.")] = None,
 ) -> None:
     """Which words of a text made the model say that: colours the text by what each word added.

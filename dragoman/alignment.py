@@ -84,6 +84,7 @@ def align(
 
     Raises:
         ValueError: for a model without cross-attention, a layer or head there is not, or a text without words.
+        TypeError: for a tokenizer without offsets.
     """
     check_offsets(tokenizer)
     sources = [source] if isinstance(source, str) else source

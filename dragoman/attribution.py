@@ -76,6 +76,8 @@ def attribute(
     Raises:
         ValueError: for an unknown method or class, a text without words, a model without the attentions needed.
         TypeError: for a model that neither classifies nor writes, or a tokenizer without offsets.
+        NotImplementedError, RuntimeError: for gradients of a classifier of both sides, of an int8 model.
+        ImportError: for integrated gradients without captum.
     """
     if method not in METHODS:
         near = get_close_matches(method, METHODS, n=1)

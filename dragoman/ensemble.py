@@ -31,7 +31,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
     changes of theirs, such as a repetition penalty, count for the first model alone. Sampling's come after the mean.
 
     Raises:
-        ValueError: for models that differ in vocabulary size or special tokens, or another batch than this.
+        ValueError: for models that differ in vocabulary size or special tokens, or rows that cannot be this batch's.
     """
 
     def __init__(

@@ -387,7 +387,7 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "texts": ["one two", "three"],
     }
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     for snippet in snippets:
         if "average_checkpoints(" in snippet:
             assert names["args"].max_minutes == 50
@@ -400,6 +400,8 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names["compiling"].torch_compile
     assert os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] == "true"
     assert names["ids"].shape == (2, 61)
+    assert names["multilingual"](["a dog"], target_language="fr").tokens()[0] == "<2fr>"
+    assert names["letters_to_phonemes"]("dx").tokens()[1] == "<unk>"
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0
