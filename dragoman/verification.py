@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .configuration.base_configuration import VERSION
 from .flattening import HEADER, entry_modules, flat_copies
@@ -24,6 +25,12 @@ _DATA = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+# Of tokenizers of the families that are converted, which stay with the model: vocabularies, no more code than ours.
+_THEIR_DATA = {
+    *("vocab.json", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "added_tokens.json"),
+    *("merges.txt", "source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model"),
+}
+_THEIRS = {"PreTrainedTokenizerFast", "TokenizersBackend", *filter(None, TOKENIZER_MAPPING_NAMES.values())}
 _REPORTS = re.compile(r"(all|train|eval|predict|test)_results\.json|trainer_state\.json")
 _TEXTS = {"README.md", "LICENSE", ".gitattributes"}
 _WEIGHTS = re.compile(r"model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
@@ -47,7 +54,8 @@ def verify(folder: str | Path) -> list[Finding]:
     """Look at every file, opening none in a way that could run it.
 
     Code must be byte for byte what this version writes for this folder's configuration and tokenizer, and all of it;
-    each ``auto_map`` must name that code. Pickles, symbolic links and unknown files are refused.
+    each ``auto_map`` must name that code. Pickles, symbolic links and unknown files are refused. The tokenizer of a
+    converted model may be one of transformers', which brings no code.
 
     Raises:
         NotADirectoryError: for a path that is no folder.
@@ -56,13 +64,14 @@ def verify(folder: str | Path) -> list[Finding]:
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder.")
     expected, findings = _expected_code(root)
+    known = _DATA | _THEIR_DATA if _has_their_tokenizer(root) else _DATA
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             expected.pop(name, None)
             findings.append(Finding(name, "link", "a symbolic link, which may lead anywhere: copy the file itself"))
         elif path.is_file():
-            findings.append(_look(path, name, expected.pop(name, None)))
+            findings.append(_look(path, name, expected.pop(name, None), known))
         elif not path.is_dir():
             findings.append(Finding(name, "unknown", "not a regular file"))
     findings += [Finding(name, "code", "missing, and auto_map needs it: save again") for name in expected]
@@ -78,6 +87,8 @@ def _expected_code(root: Path) -> tuple[dict[str, str], list[Finding]]:
     for name, (key, classes) in OWNERS.items():
         if not (root / name).is_file():
             continue
+        if name == "tokenizer_config.json" and _has_their_tokenizer(root):
+            continue
         owner, fields = owner_of(root / name)
         if owner is None:
             findings.append(Finding(name, "data", f"{key} is not {' or '.join(classes)}"))
@@ -86,6 +97,14 @@ def _expected_code(root: Path) -> tuple[dict[str, str], list[Finding]]:
             expected |= flat_copies(entry_modules(owner.entry_points))
         findings += [Finding(name, "data", problem) for problem in _problems(owner, fields, root / name)]
     return expected, findings
+
+
+def _has_their_tokenizer(root: Path) -> bool:
+    """Whether a model's tokenizer is of a class that transformers has, and asks for no code."""
+    fields = owner_of(root / "tokenizer_config.json")[1]
+    kind = str(fields.get("tokenizer_class"))
+    known = bool({kind, kind.removesuffix("Fast")} & _THEIRS)
+    return known and "auto_map" not in fields and (root / "config.json").is_file()
 
 
 def _problems(owner: Any, fields: dict[str, Any], file: Path) -> Iterator[str]:
@@ -104,7 +123,7 @@ def _problems(owner: Any, fields: dict[str, Any], file: Path) -> Iterator[str]:
         yield str(error)
 
 
-def _look(path: Path, name: str, code: str | None) -> Finding:
+def _look(path: Path, name: str, code: str | None, known: set[str]) -> Finding:
     if code is not None:
         return Finding(name, "code", _difference(path, code))
     if _DOWNLOADS.fullmatch(name):
@@ -118,8 +137,9 @@ def _look(path: Path, name: str, code: str | None) -> Finding:
     if path.suffix in _PICKLES:
         return Finding(name, "pickle", "may run code when it is loaded: use safetensors, and delete it")
     try:
-        if name in _DATA or _REPORTS.fullmatch(name):
-            read_object(path)
+        if name in known or _REPORTS.fullmatch(name):
+            if path.suffix == ".json":
+                read_object(path)
             return Finding(name, "data")
         if _WEIGHTS.fullmatch(name):
             check_safetensors(path)

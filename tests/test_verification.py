@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import bart_models
 import dragoman
 from dragoman import DragomanTokenizer
 from dragoman.__main__ import app
+from dragoman.conversion.folders import convert_folder
 from dragoman.verification import verify
 from support import build, tiny
 
@@ -153,6 +156,35 @@ def test_tampering_is_found(case: str, folder: Path) -> None:
     tamper, path, message = TAMPERING[case]
     tamper(folder)
     assert re.search(message, problems(folder)[path])
+
+
+def test_the_tokenizer_of_a_converted_model(folder: Path, tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "bart", tmp_path / "ours"
+    bart_models.tiny("Bart").save_pretrained(theirs)
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"adgo"]
+    (theirs / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (theirs / "merges.txt").write_text("#version: 0.2\n")
+    convert_folder(theirs, ours)
+    assert problems(ours) == {}
+    assert {"vocab.json", "merges.txt", "tokenizer_config.json"} <= {finding.path for finding in verify(ours)}
+    (ours / "vocab.json").write_text("[")
+    assert "is not JSON" in problems(ours).pop("vocab.json")
+    (ours / "vocab.json").write_text("{}")
+    (ours / "vocab.bin").write_bytes(b"x")
+    assert problems(ours).keys() == {"vocab.bin"}
+    (ours / "vocab.bin").unlink()
+    for tamper in (
+        edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
+        edit("tokenizer_config.json", tokenizer_class="OwnTokenizer"),
+        lambda f: (f / "config.json").unlink(),
+    ):
+        copy = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(ours, copy)
+        tamper(copy)
+        assert "tokenizer_class is not DragomanTokenizer" in problems(copy)["tokenizer_config.json"]
+        assert "not a file of dragoman's" in problems(copy)["merges.txt"]
+    (folder / "vocab.json").write_text("{}")  # ours has no use for it
+    assert problems(folder).keys() == {"vocab.json"}
 
 
 def test_command(folder: Path) -> None:
