@@ -13,8 +13,6 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
 
 With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
 `--max_minutes 20` fits the learning rate to that time; with `--schedule_by_clock False` it stops there, to be resumed.
-
-Good data to begin with: Multi30k (29,000 image captions; en, de, fr), Tatoeba (short sentences in many languages, TSV).
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
 """
 
@@ -109,8 +107,8 @@ class DataArguments:
 def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Dataset | None:
     if not needed:
         return None
+    name = {"train": "train", "validation": "eval", "test": "predict"}[split]
     if limit is not None and limit < 1:
-        name = {"train": "train", "validation": "eval", "test": "predict"}[split]
         raise ValueError(f"--max_{name}_samples must be at least 1, not {limit}.")
     columns = (data.source_column, data.target_column) if data.source_column and data.target_column else None
     if columns is None and (data.source_column or data.target_column):
@@ -121,16 +119,18 @@ def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Da
     elif data.dataset is not None:
         pairs = read_split(data.dataset, split, columns)
     else:
-        flag = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}[split]
-        raise ValueError(f"--{flag} needs --{split}_file or --dataset.")
+        raise ValueError(f"--do_{name} needs --{split}_file or --dataset.")
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
-def find_last_checkpoint(folder: str) -> str:
+def choose_checkpoint(wanted: str | None, folder: str) -> str | None:
+    """To go on from. Raises ValueError if there is none; or one though none is wanted: it would outlive new ones."""
     found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if found is None:
+    if wanted in ("true", "True") and found is None:
         raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
-    return found
+    if wanted is None and found is not None:
+        raise ValueError(f"{found} is of a run before: name a new --output_dir, or --resume_from_checkpoint true.")
+    return found if wanted in ("true", "True") else wanted
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         averages = [] if decay is None else [ExponentialMovingAverageCallback(decay)]
         if averages and args.load_best_model_at_end:
             raise ValueError("--load_best_model_at_end would end with a checkpoint, not with --moving_average.")
-        if args.resume_from_checkpoint in ("true", "True"):
-            args.resume_from_checkpoint = find_last_checkpoint(args.output_dir)
+        if args.do_train:
+            args.resume_from_checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
         if data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
         if data.bleu_tokenize not in BLEU.TOKENIZERS:

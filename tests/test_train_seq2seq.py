@@ -266,6 +266,8 @@ def test_resuming_ends_where_an_unbroken_run_ends(script: ModuleType, tmp_path: 
     resumed = script.main([*run, "--vocab_size", "9", "--output_dir", str(tmp_path / "rest")])  # the tokenizer is there
     assert resumed.state.global_step == 12
     assert (tmp_path / "rest" / "checkpoint-10").exists()
+    with pytest.raises(SystemExit, match=r"checkpoint-12 is of a run before: name a new --output_dir, or --resume"):
+        script.main([*run[:-2], "--output_dir", str(tmp_path / "rest")])
     again = script.main([*run[:-1], "true", "--max_steps", "13", "--output_dir", str(tmp_path / "rest")])
     assert again.state.global_step == 13
     for name, weight in whole.model.named_parameters():
