@@ -443,7 +443,7 @@ def test_refusals(name: str) -> None:
 
 
 def test_what_cannot_be_quantized() -> None:
-    with pytest.raises(TypeError, match="takes a Dragoman model, not a Linear"):
+    with pytest.raises(TypeError, match="takes a Transformer of Dragoman's, not a Linear"):
         dragoman.quantize(nn.Linear(2, 2))  # type: ignore[type-var]
     peft = pytest.importorskip("peft")
     adapted = build(tiny())
