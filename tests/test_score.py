@@ -270,4 +270,4 @@ def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:
         assert (result.exit_code, result.stderr) == (1, f"score: {command.split()[0]}: no such folder.\n")
     (average,) = re.findall(r"python -m dragoman (average .*)", readme)
     result = CliRunner().invoke(dragoman.__main__.app, average.split())
-    assert (result.exit_code, result.stderr) == (1, "runs/multi30k: no such folder.\n")
+    assert (result.exit_code, result.stderr) == (1, "runs/multi30k/seed-0: no such folder.\n")
