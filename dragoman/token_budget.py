@@ -59,7 +59,8 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         if len(source_lengths) != len(target_lengths):
             raise ValueError(f"{len(source_lengths)} source_lengths, but {len(target_lengths)} target_lengths.")
         sizes = {"tokens_per_batch": tokens_per_batch, "pad_to_multiple_of": pad_to_multiple_of}
-        for name, value in (sizes | {"num_processes": num_processes, "seed": seed}).items():
+        sizes |= {"num_processes": num_processes, "seed": seed}
+        for name, value in sizes.items():
             least = 0 if name == "seed" else 1
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")

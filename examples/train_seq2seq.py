@@ -123,12 +123,13 @@ def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Da
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
-def choose_checkpoint(wanted: str | None, folder: str) -> str | None:
+def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
     """To go on from. Raises ValueError if there is none; or one though none is wanted: it would outlive new ones."""
+    wanted, folder = args.resume_from_checkpoint, args.output_dir
     found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if wanted in ("true", "True") and found is None:
         raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
-    if wanted is None and found is not None:
+    if args.do_train and wanted is None and found is not None:
         raise ValueError(f"{found} is of a run before: name a new --output_dir, or --resume_from_checkpoint true.")
     return found if wanted in ("true", "True") else wanted
 
@@ -194,8 +195,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         averages = [] if decay is None else [ExponentialMovingAverageCallback(decay)]
         if averages and args.load_best_model_at_end:
             raise ValueError("--load_best_model_at_end would end with a checkpoint, not with --moving_average.")
-        if args.do_train:
-            args.resume_from_checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
+        args.resume_from_checkpoint = choose_checkpoint(args)
         if data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
         if data.bleu_tokenize not in BLEU.TOKENIZERS:

@@ -270,6 +270,8 @@ def test_resuming_ends_where_an_unbroken_run_ends(script: ModuleType, tmp_path: 
         script.main([*run[:-2], "--output_dir", str(tmp_path / "rest")])
     again = script.main([*run[:-1], "true", "--max_steps", "13", "--output_dir", str(tmp_path / "rest")])
     assert again.state.global_step == 13
+    last = ["--do_eval", "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "rest")]
+    script.main([*TINY, *files[2:4], *last])  # nothing is trained, and the last checkpoint is read all the same
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), weight, msg=name)
 

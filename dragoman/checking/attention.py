@@ -66,13 +66,10 @@ def offered(subject: Subject, implementation: str) -> Any:
 
 @torch.no_grad()
 def run(subject: Subject, model: Any, batch: Batch) -> Results:
-    """Logits or tokens, with attention weights, from one pass and from greedy and beam search.
-
-    Of a kind that is not all there, there are none.
-    """
+    """Logits or tokens, with attention weights, from one pass and from greedy and beam search."""
     output = model(**batch.teacher_forced(use_cache=False, output_attentions=True, output_hidden_states=True))
-    layers = {kind: count_layers(output, kind) for kind in subject.attentions}
-    results: Results = {"forward": (output.logits, {kind: list(output.get(kind) or ()) for kind in subject.attentions})}
+    layers = count_layers(subject, output)
+    results: Results = {"forward": (output.logits, whole(weights_of(subject, output), layers, batch))}
     for beams in (1, BEAMS):
         generated = model.generate(
             **batch.inputs(num_beams=beams, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False),
@@ -85,20 +82,31 @@ def run(subject: Subject, model: Any, batch: Batch) -> Results:
             steps = generated.get(kind) or ()
             nested = kind != "encoder_attentions"
             weights[kind] = [layer for step in steps for layer in step or ()] if nested else list(steps)
-        results[f"{beams} beams" if beams > 1 else "greedy"] = generated.sequences, weights
-    for mode, (_, weights) in results.items():
-        for kind, found in weights.items():
-            steps = 1 if mode == "forward" or kind == "encoder_attentions" else LENGTH
-            width = batch.source.shape[1] if kind == "cross_attentions" else None
-            if not all_there(found, steps * layers[kind], width):
-                found.clear()
+        results[f"{beams} beams" if beams > 1 else "greedy"] = (
+            generated.sequences,
+            whole(weights, layers, batch, LENGTH),
+        )
     return results
 
 
-def count_layers(output: Any, kind: str) -> int:
+def weights_of(subject: Subject, output: Any) -> Weights:
+    return {kind: list(output.get(kind) or ()) for kind in subject.attentions}
+
+
+def count_layers(subject: Subject, output: Any) -> dict[str, int]:
     """By the hidden states, of which there is one more."""
-    side = kind.replace("cross", "decoder").replace("attentions", "hidden_states")
-    return len(output[side]) - 1
+    states = {"encoder_attentions": output.encoder_hidden_states}  # else the decoder's
+    return {kind: len(states.get(kind, output.decoder_hidden_states)) - 1 for kind in subject.attentions}
+
+
+def whole(weights: Weights, layers: dict[str, int], batch: Batch, steps: int = 1) -> Weights:
+    """The same, but nothing of a kind that is not all there."""
+    kept: Weights = {}
+    for kind, found in weights.items():
+        count = layers[kind] * (1 if kind == "encoder_attentions" else steps)
+        width = batch.source.shape[1] if kind == "cross_attentions" else None
+        kept[kind] = found if all_there(found, count, width) else []
+    return kept
 
 
 def all_there(found: Sequence[Any], count: int, width: int | None) -> bool:
@@ -153,6 +161,6 @@ def check_flash(subject: Subject, evidence: Evidence, batch: Batch) -> None:
 def run_on_gpu(subject: Subject, model: Any, batch: Batch) -> tuple[Tensor, Weights]:
     model = model.to("cuda", torch.bfloat16)
     inputs = {name: ids.cuda() for name, ids in batch.teacher_forced().items()}
-    output = model(**inputs, use_cache=False, output_attentions=True)
+    output = model(**inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
     logits = output.logits.float().cpu()[batch.target_mask.bool()]
-    return logits, {kind: list(output.get(kind) or ()) for kind in subject.attentions}
+    return logits, whole(weights_of(subject, output), count_layers(subject, output), batch)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # Source and target lengths, the end token included: no two alike, neither side the longer one throughout.
 LENGTHS = ((9, 4), (5, 8), (2, 1), (7, 11), (12, 6))
-LONGEST = 17  # with padding
+MORE_SOURCE = 5  # columns of padding
+LONGEST = max(source for source, _ in LENGTHS) + MORE_SOURCE
 
 Inputs = dict[str, Any]
 

@@ -5,7 +5,7 @@ from transformers import DataCollatorForSeq2Seq
 
 import dragoman
 
-from .batches import collate, draw_pairs
+from .batches import MORE_SOURCE, collate, draw_pairs
 from .measuring import loss_and_gradient, real_logits
 from .subjects import Subject
 from .tokenizers import PaddingTokenizer
@@ -15,7 +15,7 @@ from .verdicts import Evidence
 def check_pad_length(subject: Subject, evidence: Evidence) -> None:
     """More padding on the right of source and target changes neither logits, loss nor gradient."""
     model, pairs = subject.build(None), draw_pairs(subject)
-    narrow, wide = collate(subject, pairs), collate(subject, pairs, more_source=5, more_target=4)
+    narrow, wide = collate(subject, pairs), collate(subject, pairs, more_source=MORE_SOURCE, more_target=4)
     expected = real_logits(model, narrow)
     evidence.compare("logits", real_logits(model, wide), expected, "logits")
     unmasked = real_logits(model, wide, attention_mask=torch.ones_like(wide.source_mask))
