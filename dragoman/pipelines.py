@@ -1,6 +1,7 @@
 """``pipeline("dragoman-text2text")``: text in, text out, with any encoder-decoder of transformers."""
 
 from collections.abc import Iterator, Sequence, Sized
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -135,13 +136,13 @@ class Text2TextPipeline(Pipeline):
         window = max(1, len(inputs)) if whole else batch_size * (WINDOW if batch_size > 1 else 1)
 
         def run() -> Iterator[Records]:
-            rows, first = iter_rows(inputs), 0
+            rows, first, option = iter_rows(inputs), 0, partial(self._option, forward_params)
             with logging.tqdm(total=size, disable=not wanted, unit="text") as bar:
                 while read := list(islice(rows, window)):
                     encoded = [self._encode(row, first + i, preprocess_params) for i, row in enumerate(read)]
                     records: list[Records] = [[]] * len(read)
                     for batch in sorted_batches(encoded, batch_size):
-                        options = for_inputs(forward_params, [first + i for i in batch])
+                        options = for_inputs(forward_params, option, [first + i for i in batch])
                         outputs = self.forward(self._collate([encoded[i] for i in batch]), **options)
                         for i, output in zip(batch, outputs, strict=True):
                             records[i] = self.postprocess(output, **postprocess_params)
@@ -204,6 +205,8 @@ class Text2TextPipeline(Pipeline):
         if strings:
             options.setdefault("tokenizer", self.tokenizer)
         output = self.model.generate(**inputs, **options)
+        # beams that no token ends are filled up with -1
+        output.sequences = output.sequences.where(output.sequences >= 0, self.tokenizer.pad_token_id)
         begins = given_columns(output.sequences, options.get("decoder_input_ids"))
         ends = self._option(options, "eos_token_id", None)
         pad = self._option(options, "pad_token_id", None) if options.get("stopping_criteria") else None
@@ -229,10 +232,8 @@ class Text2TextPipeline(Pipeline):
             if return_tensors:
                 record: dict[str, Any] = {"generated_token_ids": ids[:length]}
             else:
-                text = self.tokenizer.decode(
-                    ids, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up_tokenization_spaces
-                )
-                record = {"generated_text": text}
+                cleaned = {"clean_up_tokenization_spaces": clean_up_tokenization_spaces}
+                record = {"generated_text": self.tokenizer.decode(ids[:length], skip_special_tokens=True, **cleaned)}
             records.append(record | ({"score": output["score"][i].item()} if "score" in output else {}))
         return records
 

@@ -1,6 +1,6 @@
 """Batches of like lengths, with results in the order of the input."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import groupby
 from typing import Any
 
@@ -34,18 +34,24 @@ def iter_rows(inputs: Iterable[Any]) -> Iterator[Any]:
     return iter(inputs)
 
 
-def for_inputs(options: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+def for_inputs(options: dict[str, Any], option: Callable[[str, Any], Any], numbers: list[int]) -> dict[str, Any]:
     """Arguments of generate() for the inputs of these numbers, which stand in another order than they came in.
 
     ``prefix_allowed_tokens_fn`` is asked for an input by its number, and a list of ``decoder_start_token_id`` has one
-    for each. One row of ``decoder_input_ids`` is for all.
+    for each. One row of ``decoder_input_ids`` is for all. ``option`` knows also what stands in a generation config.
 
     Raises:
-        ValueError: for arguments with a row an input.
+        ValueError: for arguments with a row an input, or start tokens for fewer inputs than there are.
     """
     if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
-        options = {**options, "prefix_allowed_tokens_fn": lambda row, ids: allowed(numbers[row], ids)}
-    if isinstance(starts := options.get("decoder_start_token_id"), list):
+        # generate() asks for every row it samples, and otherwise for every source
+        samples = option("num_return_sequences", 1) if option("num_beams", 1) == 1 else 1
+        options = {**options, "prefix_allowed_tokens_fn": lambda row, ids: allowed(numbers[row // samples], ids)}
+    if isinstance(starts := option("decoder_start_token_id", None), list):
+        if max(numbers) >= len(starts):
+            raise ValueError(
+                f"decoder_start_token_id has {len(starts)} tokens, one for each input, and there are more."
+            )
         options = {**options, "decoder_start_token_id": [starts[number] for number in numbers]}
     for name in ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "encoder_outputs"):
         if (value := options.get(name)) is None:

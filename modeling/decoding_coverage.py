@@ -14,6 +14,7 @@ from .decoder import Decoder, DecoderLayer
 from .dropout import Dropout
 from .encoder_decoder_generation import TOKENIZERS
 from .feed_forward import FeedForward
+from .linear import PLAIN
 from .position_biases import AlibiBias, RelativeBias
 from .position_encodings import RotaryEmbedding
 from .residual import Residual
@@ -27,13 +28,14 @@ REARRANGED = (
     Decoder,
     DecoderLayer,
     Attention,
+    Dropout,
     FeedForward,
     Residual,
     AlibiBias,
     RelativeBias,
     RotaryEmbedding,
 )  # what the step does in its own way
-FORWARDS = {part: part.forward for part in REARRANGED}  # as it was when this was loaded: a class can be patched
+FORWARDS = {part: part.forward for part in (*REARRANGED, *PLAIN)}  # when this was loaded: a class can be patched
 # What the step knows, by name: the code that a checkpoint brought is the same. A subclass or peft may have its own.
 KNOWN = {
     "forward": "DragomanForConditionalGeneration.forward",
@@ -82,7 +84,10 @@ def is_untouched(model: Any) -> bool:
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
-    if not all(part is None or FORWARDS.get(type(part)) is type(part).forward for part in parts):
+    parts += [part for name, part in base.decoder.named_modules() if name.endswith("dropout")]
+    if not all(part is None or type(part) in REARRANGED for part in parts):
+        return False
+    if any(part.forward is not forward for part, forward in FORWARDS.items()):
         return False
     everything = [model, base, head, *base.decoder.modules()]
     listened = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
@@ -106,5 +111,5 @@ def is_intercepted(module: nn.Module) -> bool:
     """Hooks, a forward of its own (as offloading gives it), or a compiled one; or dropout that the step leaves out."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     own = "forward" in module.__dict__ or module._compiled_call_impl is not None
-    drops = module.training and isinstance(module, (*REARRANGED, Dropout))
+    drops = module.training and isinstance(module, REARRANGED)
     return bool(hooks or own or drops)

@@ -48,7 +48,8 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
                 "generate() takes a padded batch, not a packed one (cu_seq_lens): collate with "
                 "transformers.DataCollatorForSeq2Seq, or tokenizer(..., padding=True)."
             )
-        asked = {**(generation_config or self.generation_config).to_dict(), **kwargs}
+        passed = {} if generation_config is None else generation_config.to_dict()
+        asked = {**self.generation_config.to_dict(), **{k: v for k, v in passed.items() if v is not None}, **kwargs}
         if asked.get("cache_implementation") == "paged":
             self.init_continuous_batching()
         if asked.get("prefill_chunk_size"):
@@ -70,8 +71,13 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
             read = 0 if cache is None else cache.get_seq_length()
             if read and mask.shape[-1] > read:  # without a mask transformers would have all of it read again
                 kwargs["decoder_attention_mask"] = mask
-            elif not read and mask.dim() == 2 and not mask.all():
+            if mask.shape == prefix.shape and not mask.all():
                 begins = self._first_read(prefix, mask, asked)
+                if begins and read >= prefix.shape[1] - begins:
+                    raise ValueError(
+                        f"The cache has {read} tokens, and decoder_input_ids {prefix.shape[1]}, of which {begins} are "
+                        "padding in every row: generate() keeps none of these in a cache. Cut them off."
+                    )
                 unread = prefix[:, :begins]
                 kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = prefix[:, begins:], mask[:, begins:]
                 for whole, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):

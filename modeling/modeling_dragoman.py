@@ -94,7 +94,10 @@ class DragomanModel(DragomanPreTrainedModel):
         packed = cu_seq_lens is not None
         if attention_mask is None and input_ids is not None and not packed:
             attention_mask = mask_of_padding(input_ids, self.config)
-        if decoder_attention_mask is None and decoder_input_ids is not None and past_key_values is None and not packed:
+        begins = past_key_values is None
+        if isinstance(past_key_values, EncoderDecoderCache) and not torch.compiler.is_compiling():
+            begins = not past_key_values.get_seq_length()
+        if decoder_attention_mask is None and decoder_input_ids is not None and begins and not packed:
             decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -108,9 +111,13 @@ class DragomanModel(DragomanPreTrainedModel):
                 max_seq_len,
                 return_dict=True,
             )
-            if attention_mask is not None and attention_mask.dim() == 4:  # of source to source, (B, 1, S, S)
-                seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-                attention_mask = seen.any(2)[:, 0]
+        if (
+            attention_mask is not None
+            and attention_mask.dim() == 4
+            and attention_mask.shape[2] in (1, len(attention_mask[0, 0, 0]))
+        ):
+            seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+            attention_mask = seen.any(2)[:, 0]
         encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
         decoder_outputs = self.decoder(
             decoder_input_ids,

@@ -29,7 +29,10 @@ class SourceAttention:
         self.given = (values @ output).flatten(0, 1)  # Z
         scores = self.asked.new_zeros(self.shape)
         if mask is not None:
-            scores = scores + mask[0, 0].clamp(min=torch.finfo(mask.dtype).min)  # of nothing to see, the mean
+            if (mask == -torch.inf).all():  # nothing to see, and nothing to get, as from torch
+                self.given = torch.zeros_like(self.given)
+            else:
+                scores = scores + mask[0, 0]
         if attention.q_proj.bias is not None:
             scores = scores + (keys @ attention.q_proj.bias.view(*heads, 1))[..., 0] * attention.scaling
         self.scores = scores.flatten()  # of whatever asks

@@ -16,6 +16,7 @@ from dragoman.modeling.attention import Attention
 from dragoman.modeling.decoding_step import DecodingStep
 from dragoman.modeling.few_row_linears import FewRowLinear
 from dragoman.modeling.generation_dragoman import DecodingLoops
+from dragoman.modeling.linear import Linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -449,6 +450,8 @@ def test_a_patched_class_falls_back(runs: Runs, monkeypatch: pytest.MonkeyPatch)
             found = function(self, *args, **kwargs)
             if isinstance(found, tuple):
                 return (found[0] * 0.3, *found[1:])
+            if isinstance(found, Tensor):
+                return found * 0.3
             found.logits = found.logits.roll(1, -1)
             return found
 
@@ -459,6 +462,7 @@ def test_a_patched_class_falls_back(runs: Runs, monkeypatch: pytest.MonkeyPatch)
             assert found == runs.stock(model, **inputs).tolist() != plain
 
     weaker(Attention, "forward")
+    weaker(Linear, "forward")
     weaker(Model, "forward")
     weaker(Model, "apply_head")
 
@@ -591,6 +595,9 @@ FALLS_BACK: dict[str, Any] = {
     "a subclass that updates its own way": lambda model, _: setattr(model, "__class__", Forgetful),
     "a subclass with a head of its own": lambda model, _: setattr(model, "__class__", OtherHead),
     "dropout that was left on": lambda model, _: model.model.decoder.layers[1].feed_forward_residual.dropout.train(),
+    "something in place of dropout": lambda model, _: setattr(
+        model.model.decoder.layers[0].feed_forward, "dropout", nn.Tanh()
+    ),
     "another class of layer": lambda model, _: setattr(
         model.model.decoder.layers[0].feed_forward,
         "__class__",

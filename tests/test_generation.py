@@ -8,8 +8,8 @@ import torch
 from dragoman.modeling import generation_dragoman
 from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
-from transformers import pipeline
-from transformers.cache_utils import EncoderDecoderCache, StaticCache
+from transformers import GenerationConfig, pipeline
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 
 from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
 from support import SCHEMES, batch, build, recurrent, tiny
@@ -136,6 +136,59 @@ def test_prompts_that_are_all_padded(mode: dict[str, Any], masked: bool) -> None
     torch.testing.assert_close(found.sequences[:, 2:], expected.sequences)
     assert not found.sequences[:, :2].any()
     assert generate(model, inputs, decoder_input_ids=padded, **mask, **mode).tolist() == found.sequences.tolist()
+
+
+def test_a_cache_goes_on_after_prompts_that_are_all_padded() -> None:
+    model, inputs = model_and_source()
+    padded = torch.tensor([[0, 0, 1, 9], [0, 0, 1, 5], [0, 0, 0, 1], [0, 0, 1, 20]])
+    more = {"return_dict_in_generate": True, "no_repeat_ngram_size": 0}
+    whole = generate(model, inputs, decoder_input_ids=padded, max_new_tokens=7, **more)
+    half = generate(model, inputs, decoder_input_ids=padded, max_new_tokens=3, **more)
+    caches = copy.deepcopy(half.past_key_values)
+    rest = {"decoder_input_ids": half.sequences, "past_key_values": half.past_key_values, "max_new_tokens": 4}
+    assert generate(model, inputs, **rest, **more).sequences.tolist() == whole.sequences.tolist()
+    with pytest.raises(ValueError, match=r"The cache has 4 tokens, and decoder_input_ids 6, of which 2 are padding"):
+        generate(model, inputs, decoder_input_ids=half.sequences[:, :-1], past_key_values=caches)
+
+
+def test_a_cache_with_nothing_in_it_is_as_good_as_none() -> None:
+    model, inputs = model_and_source()
+    padded = torch.tensor([[0, 0, 1, 9], [0, 1, 5, 6], [1, 7, 8, 9], [0, 1, 20, 21]])
+    expected = model(**inputs, decoder_input_ids=padded).logits
+    for kind in (DynamicCache, lambda: StaticCache(model.config.get_text_config(decoder=True), max_cache_len=9)):
+        found = model(**inputs, decoder_input_ids=padded, past_key_values=EncoderDecoderCache(kind(), kind())).logits
+        torch.testing.assert_close(found[padded != 0], expected[padded != 0])
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_a_mask_of_source_to_source(mode: dict[str, Any]) -> None:
+    """Each token sees itself and the two before it: what it leaves of the source, the decoder sees as with its states."""
+    model, inputs = model_and_source()
+    mask, length = inputs["attention_mask"].bool(), inputs["input_ids"].shape[1]
+    near = torch.ones(length, length, dtype=torch.bool).tril().triu(-2) & mask[:, None, None]  # (B, 1, S, S)
+    features = torch.randn(*mask.shape, model.config.hidden_size, dtype=torch.float64)
+    source = {"inputs_embeds": features, "position_ids": torch.arange(length).expand(len(mask), -1)}
+    states = model.get_encoder()(attention_mask=near, **source)
+    ids = torch.tensor([[1, 9, 8]] * 4)
+    expected = model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=ids).logits
+    for given in (source, {"encoder_outputs": states}):
+        torch.testing.assert_close(model(attention_mask=near, decoder_input_ids=ids, **given).logits, expected)
+    written = generate(model, {"encoder_outputs": states, "attention_mask": mask}, **mode)
+    assert varied(written)
+    assert generate(model, {"attention_mask": near, **source}, **mode).tolist() == written.tolist()
+
+
+def test_a_config_of_the_call_leaves_the_models_own_where_it_says_nothing() -> None:
+    model, inputs = model_and_source()
+    model.generation_config.update(max_length=9, max_new_tokens=None)
+    padded = torch.tensor([[0, 0, 1, 9]] * 4)
+    expected = model.generate(**inputs, decoder_input_ids=padded).tolist()
+    given = GenerationConfig(do_sample=False)
+    assert len(expected[0]) == 9
+    assert model.generate(**inputs, decoder_input_ids=padded, generation_config=given).tolist() == expected
+    model.generation_config.prefill_chunk_size = 2
+    with pytest.raises(NotImplementedError, match="prefill_chunk_size"):
+        model.generate(**inputs, generation_config=given)
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])

@@ -309,8 +309,17 @@ def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
         found = pipe(inputs, prefix_allowed_tokens_fn=allowed, batch_size=2, **options)
         records = [record[0] if isinstance(record, list) else record for record in found]
         assert [int(record["generated_token_ids"][1]) for record in records] == firsts
-    found = pipe(TEXTS, decoder_start_token_id=firsts, batch_size=3, **options)
-    assert [int(record["generated_token_ids"][0]) for record in found] == firsts
+    sampled = {"do_sample": True, "num_return_sequences": 2, **options}
+    for beams in (1, 2):  # the second beam has no token left to begin with
+        found = pipe(TEXTS, prefix_allowed_tokens_fn=allowed, batch_size=3, num_beams=beams, **sampled)
+        ids = [[int(record["generated_token_ids"][1]) for record in row] for row in found]
+        assert [row[: 3 - beams] for row in ids] == [[first] * (3 - beams) for first in firsts]
+    starts = {"decoder_start_token_id": firsts}
+    for given in (starts, {"generation_config": GenerationConfig(**starts)}):
+        found = pipe(TEXTS, batch_size=3, **given, **options)
+        assert [int(record["generated_token_ids"][0]) for record in found] == firsts
+    with pytest.raises(ValueError, match="decoder_start_token_id has 8 tokens, one for each input, and there are more"):
+        pipe([*TEXTS, "abc"], **starts, **options)
     start = pipe.model.config.decoder_start_token_id
     found = pipe(TEXTS, decoder_input_ids=torch.tensor([[start, 7]]), **options)
     assert all(record["generated_token_ids"][:2].tolist() == [start, 7] for record in found)
@@ -364,6 +373,20 @@ def test_a_string_that_ends_a_row(name: str, where: str, beams: int) -> None:
         assert record["score"] == pytest.approx(score(made, TEXTS[i // beams], expected), rel=1e-5)
         lengths.add(len(expected))
     assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_string_alone_ends_a_row(beams: int) -> None:
+    """With no token that does, what follows the string in a batch is no part of the text either."""
+    model, words = family("bart")
+    words.backend_tokenizer.decoder = decoders.Fuse()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = None if beams > 1 else 0
+    made = pipeline(TASK, model=model, tokenizer=words, device="cpu")
+    options = {"stop_strings": STOPS, "max_new_tokens": 12, "num_beams": beams}
+    expected = [made(text, **options)[0]["generated_text"] for text in TEXTS]
+    assert len({len(text) for text in expected}) > 2
+    assert [record["generated_text"] for record in made(TEXTS, batch_size=8, **options)] == expected
 
 
 @pytest.mark.parametrize("name", ["bart", "marian"])

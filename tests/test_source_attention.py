@@ -43,14 +43,13 @@ def test_the_same_function(fields: dict[str, Any], masked: bool) -> None:
     torch.testing.assert_close(multiplied_out(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_of_nothing_to_see_the_mean_as_in_the_formula() -> None:
-    attention = layer()
+def test_of_nothing_to_see_what_torch_gives() -> None:
+    attention = layer(attention_bias=True)
+    attention.config._attn_implementation = "sdpa"
     source, x = torch.randn(1, 5, CHANNELS).double(), torch.randn(3, CHANNELS).double()
-    keys, values = keys_and_values(attention, source)
-    found = SourceAttention(attention, keys, values, torch.full((1, 1, 1, 5), -torch.inf).double())(x)
-    attention.config._attn_implementation = "eager"
-    expected = attention(x[None], source, mask=torch.zeros(1, 1, 1, 5, dtype=torch.bool))[0][0]
-    torch.testing.assert_close(found, expected)
+    mask = torch.full((1, 1, 1, 5), -torch.inf).double()
+    found = SourceAttention(attention, *keys_and_values(attention, source), mask)(x)  # type: ignore[call-arg]
+    torch.testing.assert_close(found, attention(x[None], source, mask=mask)[0][0])
 
 
 def test_where_it_suits() -> None:
