@@ -10,6 +10,7 @@ Reads held-out words with their first pronunciation in the dictionary; writes ``
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import letter_alignment
 from attribution import RESULTS, conditions
 from dragoman import align
 from dragoman.plotting import draw_attention
-from pronounce import is_held_out, read_dictionary
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 
 PICTURE = RESULTS.parent.parent / "docs" / "images" / "alignment.png"
 
@@ -39,6 +41,8 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=5000, help="that the aligner learns from")
     options = parser.parse_args()
+    from pronounce import is_held_out, read_dictionary
+
     model, tokenizer = (kind.from_pretrained(options.model) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
     pairs = [(word, ways[0].split()) for word, ways in read_dictionary().items()]
     random.Random(0).shuffle(pairs)

@@ -116,7 +116,7 @@ def main() -> None:
         if options.only in name and not (options.quick and "base" in name)
     }
     print("Times as fast as Marian (lowest-highest)", flush=True)
-    _, failures = run_cells(cells, options.output, False, line)
+    _, failures = run_cells(cells, options.output, {}, line)
     raise SystemExit(len(failures))
 
 

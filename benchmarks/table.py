@@ -5,13 +5,14 @@
     python benchmarks/table.py --growth
 
 A cell is written to benchmarks/results as soon as it is measured, a failing one costs no other, and ``--resume``
-measures only what is missing there. It is made for two idle cores. ``--vary`` asks instead whether ratios hold where
-lengths and sizes are other than those of the table, by these factors; ``--growth`` how cost grows, one dimension at a
-time, and draws it. ``python benchmarks/performance.py`` then writes the page. Ends with the number of cells that failed
-or fell short of their bar.
+measures only what is missing there; ``--only`` measures some cells anew and keeps the others. It is made for two idle
+cores. ``--vary`` asks instead whether ratios hold where lengths and sizes are other than those of the table, by these
+factors; ``--growth`` how cost grows, one dimension at a time, and draws it. ``python benchmarks/performance.py`` then
+writes the page. Ends with the number of cells that failed or fell short of their bar.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -151,7 +152,11 @@ def main() -> None:
         kind, cells = "table", whole_table(rounds, settings)
     started = time.perf_counter()
     cells = {name: measure for name, measure in cells.items() if options.only in name}
-    found, failures = run_cells(cells, options.results / f"{kind}.json", options.resume or bool(options.only), show)
+    file = options.results / f"{kind}.json"
+    kept = json.loads(file.read_text("utf-8")) if file.exists() and (options.resume or options.only) else {}
+    if not options.resume:
+        kept = {name: result for name, result in kept.items() if name not in cells}
+    found, failures = run_cells(cells, file, kept, show)
     print(f"\n{time.perf_counter() - started:.0f} s, {len(failures)} cells failed: {', '.join(failures) or 'none'}\n")
     missed = 0
     if kind == "table":

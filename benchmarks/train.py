@@ -107,7 +107,7 @@ def main() -> None:
                 work = Work(SIZES[size], order, options.batches, options.scale)
                 name = f"train {size}, {order}, {allocator}, {options.dtype}"
                 cells[name] = partial(measure, work, options.engines, options.rounds, allocator, **settings)
-    _, failures = run_cells(cells, options.output, False, lambda name, result: "\n" + table(name, result))
+    _, failures = run_cells(cells, options.output, {}, lambda name, result: "\n" + table(name, result))
     raise SystemExit(len(failures))
 
 

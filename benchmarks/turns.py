@@ -140,13 +140,15 @@ def conditions(threads: int, rounds: int) -> dict[str, Any]:
 
 
 def run_cells(
-    cells: dict[str, Callable[[], dict[str, Any]]], file: Path, resume: bool, show: Callable[[str, dict[str, Any]], str]
+    cells: dict[str, Callable[[], dict[str, Any]]],
+    file: Path,
+    kept: dict[str, dict[str, Any]],
+    show: Callable[[str, dict[str, Any]], str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Results and failures by cell. A cell is written as soon as it is measured; ``resume`` keeps those written before.
+    """Results and failures by cell, beginning with those ``kept``, which are not measured.
 
-    A cell that fails costs no other."""
-    found: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8")) if resume and file.exists() else {}
-    failures = {}
+    A cell is written as soon as it is measured; one that fails costs no other."""
+    found, failures = dict(kept), {}
     for name, measure in cells.items():
         if name not in found:
             started = time.perf_counter()

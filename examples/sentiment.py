@@ -184,12 +184,15 @@ def draw(words: Evidence, label: str, file: Path) -> None:
     axis.set_xlabel(f"mean share of the logit of {label!r}")
     figure.savefig(file, dpi=120)
     plt.close(figure)
+    print(f"\nPicture: {file}")
 
 
 def show(held_out: Rows, names: list[str], trainer: Trainer, arguments: Arguments) -> None:
     """The words that decide, texts with them marked, and the picture."""
-    model, tokenizer = trainer.model.eval(), trainer.processing_class
-    label = len(names) - 1
+    if arguments.pooling in ("first", "last_eos"):
+        print(f"One token stands for all; what words add, tells python -m dragoman explain {arguments.output_dir} TEXT")
+        return
+    model, tokenizer, label = trainer.model.eval(), trainer.processing_class, len(names) - 1
     sample = held_out[:: max(1, len(held_out) // 1000)]
     explained = [explain(text, label, model, tokenizer, arguments.max_length) for text, _ in sample]
     words = decisive_words(explained)
@@ -228,20 +231,18 @@ def run(arguments: Arguments) -> None:
         trainer = train(rows, held_out, names, tokenizer, arguments, seed)
         found = trainer.evaluate()
         accuracy, f1 = found["eval_accuracy"], found["eval_macro_f1"]
-        seconds, busy = time.monotonic() - start, time.process_time() - processor
-        record["seeds"].append({"seed": seed, "accuracy": accuracy, "macro_f1": f1, "processor_seconds": round(busy)})
-        print(
-            f"seed {seed}: accuracy {accuracy:.2f} %, macro F1 {f1:.2f} %; {seconds:.0f} s, {busy:.0f} s of processor"
-        )
+        seconds, busy = round(time.monotonic() - start), round(time.process_time() - processor)
+        record["seeds"].append({"seed": seed, "accuracy": accuracy, "macro_f1": f1, "processor_seconds": busy})
+        print(f"seed {seed}: accuracy {accuracy:.2f} %, macro F1 {f1:.2f} %; {seconds} s, {busy} s of processor")
     if len(arguments.seeds) > 1:
         for metric in ("accuracy", "macro_f1"):
             values = [one[metric] for one in record["seeds"]]
             print(f"{metric}: mean {statistics.fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f} %")
     trainer.save_model()
+    print(f"Checkpoint: {arguments.output_dir}")
     record |= {"date": date.today().isoformat(), "parameters": trainer.model.num_parameters()}
     (arguments.output_dir / "results.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     show(held_out, names, trainer, arguments)
-    print(f"\nCheckpoint: {arguments.output_dir}   Picture: {arguments.output_dir / 'decisive_words.png'}")
 
 
 if __name__ == "__main__":

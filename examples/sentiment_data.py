@@ -63,7 +63,7 @@ def read_file(file: Path) -> Rows:
 
 def labelled(lines: list[str], file: Path) -> Rows:
     """As :func:`read_file`, of the lines of ``file``."""
-    if lines and re.match(r"labels?\t", lines[0]):
+    if lines and re.match(r"labels?\t", lines[0], re.IGNORECASE):
         lines[0] = ""
     tabs = any("\t" in line for line in lines)
     rows = []

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +24,26 @@ Rows = Iterable[tuple[str, Any, Any]]  # where it stands ("file:line"), source, 
 
 class DataError(ValueError):
     """Something in the data that its owner has to mend; the message says where."""
+
+
+def read(data: Any, split: str, needed: bool, limit: int | None) -> Dataset | None:
+    """A part of what the `DataArguments` of train_seq2seq.py name, as far as it is needed."""
+    if not needed:
+        return None
+    name = {"train": "train", "validation": "eval", "test": "predict"}[split]
+    if limit is not None and limit < 1:
+        raise ValueError(f"--max_{name}_samples must be at least 1, not {limit}.")
+    columns = (data.source_column, data.target_column) if data.source_column and data.target_column else None
+    if columns is None and (data.source_column or data.target_column):
+        raise ValueError("Name both --source_column and --target_column, or neither.")
+    file, target_file = getattr(data, f"{split}_file"), getattr(data, f"{split}_target_file")
+    if file is not None:
+        pairs = read_pairs(file, target_file, columns)
+    elif data.dataset is not None:
+        pairs = read_split(data.dataset, split, columns)
+    else:
+        raise ValueError(f"--do_{name} needs --{split}_file or --dataset.")
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
 def read_pairs(path: str, target_path: str | None = None, columns: Columns | None = None) -> Dataset:
@@ -47,7 +67,7 @@ def read_split(folder: str, split: str, columns: Columns | None = None) -> Datas
         raise DataError(f"{folder}: no such folder.")
     saved = any((Path(folder) / name).exists() for name in ("dataset_dict.json", "state.json"))
     try:
-        splits = load_from_disk(folder) if saved else load_dataset(folder)
+        splits = load_from_disk(folder) if saved else _load_files(folder, columns or DEFAULT_COLUMNS)
     except DatasetsError as error:
         raise DataError(f"{folder}: {error.__cause__ or error}") from error
     if not isinstance(splits, DatasetDict):
@@ -58,6 +78,12 @@ def read_split(folder: str, split: str, columns: Columns | None = None) -> Datas
     names = splits[split].column_names
     rows = enumerate(splits[split].select_columns([names[source], names[target]]), start=1)
     return _collect(((f"{folder}, {split}, row {n}", r[names[source]], r[names[target]]) for n, r in rows), folder)
+
+
+def _load_files(folder: str, columns: Columns) -> DatasetDict:
+    # Else "NA" is read as nothing, and "1" as a number.
+    as_texts = {"converters": dict.fromkeys(columns, str), "keep_default_na": False}
+    return load_dataset(folder, **as_texts if load_dataset_builder(folder).name == "csv" else {})
 
 
 def _collect(rows: Rows, name: str) -> Dataset:

@@ -19,6 +19,16 @@ class EvaluateInOrder(TrainerCallback):
         args.train_sampling_strategy = "random"  # the training batches have their sampler by now
 
 
+def check_bleu_tokenizer(name: str) -> None:
+    """Raises ValueError for one that sacrebleu does not have, or not without a package that is not here."""
+    if name not in BLEU.TOKENIZERS:
+        raise ValueError(f"--bleu_tokenize {name}: choose from {', '.join(BLEU.TOKENIZERS)}.")
+    try:
+        BLEU(tokenize=name)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--bleu_tokenize {name}: {' '.join(str(error).split())}") from error
+
+
 class Scorer:
     """BLEU, chrF and exact match, in percent, against the texts of the file rather than what decodes from labels."""
 

@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from sacrebleu import BLEU
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -45,8 +44,8 @@ from dragoman import (
     DragomanTrainingArguments,
     ExponentialMovingAverageCallback,
 )
-from seq2seq_data import encode_for_evaluation, encode_for_training, read_pairs, read_split
-from seq2seq_scores import EvaluateInOrder, Scorer
+from seq2seq_data import encode_for_evaluation, encode_for_training, read
+from seq2seq_scores import EvaluateInOrder, Scorer, check_bleu_tokenizer
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -104,28 +103,11 @@ class DataArguments:
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
 
 
-def read(data: DataArguments, split: str, needed: bool, limit: int | None) -> Dataset | None:
-    if not needed:
-        return None
-    name = {"train": "train", "validation": "eval", "test": "predict"}[split]
-    if limit is not None and limit < 1:
-        raise ValueError(f"--max_{name}_samples must be at least 1, not {limit}.")
-    columns = (data.source_column, data.target_column) if data.source_column and data.target_column else None
-    if columns is None and (data.source_column or data.target_column):
-        raise ValueError("Name both --source_column and --target_column, or neither.")
-    file, target_file = getattr(data, f"{split}_file"), getattr(data, f"{split}_target_file")
-    if file is not None:
-        pairs = read_pairs(file, target_file, columns)
-    elif data.dataset is not None:
-        pairs = read_split(data.dataset, split, columns)
-    else:
-        raise ValueError(f"--do_{name} needs --{split}_file or --dataset.")
-    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
-
-
 def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
     """To go on from. Raises ValueError if there is none; or one though none is wanted: it would outlive new ones."""
     wanted, folder = args.resume_from_checkpoint, args.output_dir
+    if not args.do_train and wanted in ("true", "True") and Path(folder, "config.json").is_file():
+        return folder  # what training ended with: an average, or the best one
     found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if wanted in ("true", "True") and found is None:
         raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
@@ -142,7 +124,10 @@ def parse_overrides(text: str) -> dict[str, Any]:
             raise ValueError(f"--config_overrides: {item!r} is not of the form name=value.")
         with suppress(json.JSONDecodeError):
             value = json.loads(value)
-        overrides[name] = float(value) if isinstance(getattr(DragomanConfig, name, None), float) else value
+        if isinstance(getattr(DragomanConfig, name, None), float):
+            with suppress(TypeError, ValueError):  # what is no number, the configuration refuses
+                value = float(value)
+        overrides[name] = value
     return overrides
 
 
@@ -198,8 +183,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         args.resume_from_checkpoint = choose_checkpoint(args)
         if data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
-        if data.bleu_tokenize not in BLEU.TOKENIZERS:
-            raise ValueError(f"--bleu_tokenize {data.bleu_tokenize}: choose from {', '.join(BLEU.TOKENIZERS)}.")
+        check_bleu_tokenizer(data.bleu_tokenize)
         train = read(data, "train", args.do_train, data.max_train_samples)
         validation = read(data, "validation", args.do_eval, data.max_eval_samples)
         test = read(data, "test", args.do_predict, data.max_predict_samples)

@@ -114,6 +114,18 @@ def test_files_are_short() -> None:
     assert statistics.median(lengths.values()) < 130
 
 
+def test_what_a_benchmark_takes_from_the_examples_it_can_find() -> None:
+    """Alone: pytest adds the folder of the examples to the path, Python only that of the script."""
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        first = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        first |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+        assert not first & examples, path.name  # only after sys.path has it
+        later = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} & examples
+        assert not later or "sys.path.append" in path.read_text("utf-8"), path.name
+
+
 def test_every_package_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     folders = {ROOT / folder for folder in project["tool"]["setuptools"]["package-dir"].values()}

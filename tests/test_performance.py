@@ -1,5 +1,6 @@
 """The pages say what the result files and the code hold; the table judges its bars and loses no cell to another."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,35 @@ def test_a_failing_cell_costs_no_other_and_resuming_measures_it_alone(tmp_path: 
     def bad() -> dict[str, Any]:
         raise ValueError("no")
 
-    found, failures = turns.run_cells({"bad": bad, "good": good}, file, False, lambda name, _: name)
+    found, failures = turns.run_cells({"bad": bad, "good": good}, file, {}, lambda name, _: name)
     assert (found.keys(), failures) == ({"good"}, {"bad": "no"})
-    found, failures = turns.run_cells({"bad": good, "good": good}, file, True, lambda name, _: name)
+    found, failures = turns.run_cells({"bad": good, "good": good}, file, found, lambda name, _: name)
     assert (list(found), failures, calls) == (["good", "bad"], {}, ["good", "good"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "measured"),
+    [
+        ([], ["a 1", "a 2", "b"]),
+        (["--resume"], ["b"]),
+        (["--only", "a"], ["a 1", "a 2"]),
+        (["--resume", "--only", "a"], []),
+    ],
+)
+def test_what_is_chosen_is_measured_anew_and_what_is_not_is_kept(
+    arguments: list[str], measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = {name: lambda: {"new": True} for name in ("a 1", "a 2", "b")}
+    (tmp_path / "table.json").write_text(json.dumps({name: {"new": False} for name in ("a 1", "a 2")}), "utf-8")
+    monkeypatch.setattr(table, "whole_table", lambda *_: cells)
+    monkeypatch.setattr(table, "show", lambda name, _: name)
+    monkeypatch.setattr(table, "BARS", [])
+    monkeypatch.setattr("sys.argv", ["table.py", "--results", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        table.main()
+    found = json.loads((tmp_path / "table.json").read_text("utf-8"))
+    assert [name for name in cells if found.get(name, {}).get("new")] == measured
+    assert {"a 1", "a 2"} <= found.keys()
 
 
 def test_outputs_too_simple_to_compare_are_refused() -> None:

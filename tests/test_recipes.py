@@ -162,7 +162,14 @@ def test_ablations_change_arguments_that_recipes_have() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "kept"), [([], False), (["--resume_from_checkpoint", "x"], True), (["--resume_from_checkpoint=x"], True)]
+    ("more", "kept"),
+    [
+        ([], False),
+        (["--resume_from_checkpoint", "x"], True),
+        (["--resume_from_checkpoint=x"], True),
+        (["--resume-from-checkpoint", "x"], True),
+        (["--resume_from", "x"], True),
+    ],
 )
 def test_only_a_resumed_run_keeps_checkpoints(
     more: list[str], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,12 @@ def test_one_command_then_a_pipeline(tmp_path: Path) -> None:
     assert [answer["label"] for answer in found] == ["bad", "good"]
 
 
+@pytest.mark.parametrize("pooling", ["first", "last_eos"])
+def test_where_one_token_stands_for_all_no_word_is_named(pooling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sentiment.show([("a lovely film", "1")], ["0", "1"], None, sentiment.Arguments(pooling=pooling))  # type: ignore[arg-type]
+    assert "python -m dragoman explain runs/sentiment TEXT" in capsys.readouterr().out
+
+
 def test_half_of_the_files_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--train_file and --validation_file, or neither"):
         sentiment.main(["--train_file", str(tmp_path / "x")])

@@ -11,7 +11,7 @@ import sentiment_data
 @pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x0c", "\x1c"])
 def test_a_text_may_hold_what_unicode_calls_the_end_of_a_line(mark: str, tmp_path: Path) -> None:
     file = tmp_path / "texts"
-    file.write_bytes(f"\ufefflabel\ttext\r\n1\tgood{mark}0 film\r\n0\tbad\n".encode())
+    file.write_bytes(f"\ufeffLabel\ttext\r\n1\tgood{mark}0 film\r\n0\tbad\n".encode())
     assert sentiment_data.read_file(file) == [(f"good{mark}0 film", "1"), ("bad", "0")]
 
 

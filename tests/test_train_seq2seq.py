@@ -118,6 +118,8 @@ def save_all_forms(folder: Path) -> dict[str, dict[str, Any]]:
     DatasetDict(validation=Dataset.from_list(records)).save_to_disk(folder / "saved")
     (folder / "loose").mkdir()
     (folder / "loose" / "validation.jsonl").write_text((folder / "records.jsonl").read_text())
+    (folder / "tables").mkdir()
+    (folder / "tables" / "validation.csv").write_bytes((folder / "table.csv").read_bytes())
     return {
         "tsv": {"path": "plain.tsv"},
         "tsv.gz": {"path": "plain.tsv.gz"},
@@ -127,6 +129,7 @@ def save_all_forms(folder: Path) -> dict[str, dict[str, Any]]:
         "parallel": {"path": "klein.txt", "target_path": "gross.de.gz"},
         "saved": {"folder": "saved", "split": "validation"},
         "loose": {"folder": "loose", "split": "validation"},
+        "tables": {"folder": "tables", "split": "validation"},
     }
 
 
@@ -194,6 +197,13 @@ def test_parallel_files_must_be_parallel(
         data.read_pairs(str(tmp_path / "x.en"), str(tmp_path / "x.de"))
 
 
+@pytest.mark.parametrize("rows", [["null,NA", "nan,N/A"], ["007,1", "2,03.0"]])
+def test_a_table_in_a_folder_holds_texts(rows: list[str], data: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("\n".join(["source,target", *rows]))
+    pairs = data.read_split(str(tmp_path), "train")
+    assert [f"{source},{target}" for source, target in zip(pairs["source"], pairs["target"], strict=True)] == rows
+
+
 def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text('{"source": "a", "target": "b"}\n{"source"\n')
@@ -212,6 +222,10 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
         (["--do_eval", "{valid}", "--num_beams", "0"], "--num_beams must be at least 1, not 0"),
         (["--do_eval", "{valid}", "--max_eval_samples", "0"], "--max_eval_samples must be at least 1, not 0"),
         (["--do_eval", "{valid}", "--bleu_tokenize", "13"], "--bleu_tokenize 13: choose from .*13a"),
+        (
+            ["--do_eval", "{valid}", "--bleu_tokenize", "ja-mecab"],
+            r"--bleu_tokenize ja-mecab: .*pip install sacrebleu\[ja\]",
+        ),
         (["--do_train", "--dataset", "{saved}"], "no split 'train'; there are validation"),
         (["--do_eval", "--dataset", "{saved}", "--source_column", "en", "--target_column", "de"], "no column 'en'"),
         (["--do_eval", "{valid}", "--source_column", "en"], "Name both --source_column and --target_column"),
@@ -245,6 +259,7 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
         (["--do_train", "{train}", "--config_overrides", "dropuot=0.2"], "Did you mean dropout"),
         (["--do_train", "{train}", "--config_overrides", "dropout"], "'dropout' is not of the form name=value"),
         (["--do_train", "{train}", "--config_overrides", "dropout=2"], "dropout is a probability"),
+        (["--do_train", "{train}", "--config_overrides", "dropout=null"], "dropout.* expected float, got NoneType"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(
@@ -271,7 +286,10 @@ def test_resuming_ends_where_an_unbroken_run_ends(script: ModuleType, tmp_path: 
     again = script.main([*run[:-1], "true", "--max_steps", "13", "--output_dir", str(tmp_path / "rest")])
     assert again.state.global_step == 13
     last = ["--do_eval", "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "rest")]
-    script.main([*TINY, *files[2:4], *last])  # nothing is trained, and the last checkpoint is read all the same
+    read = script.main([*TINY, *files[2:4], *last]).model  # nothing is trained: what training ended with is read
+    assert read.name_or_path == str(tmp_path / "rest")
+    (tmp_path / "rest" / "config.json").unlink()  # as where it was broken off
+    assert script.main([*TINY, *files[2:4], *last]).model.name_or_path == str(tmp_path / "rest" / "checkpoint-13")
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), weight, msg=name)
 

@@ -48,7 +48,7 @@ def python(*command: str, log: Path) -> None:
 def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
-    resumed = any(part.startswith("--resume_from_checkpoint") for part in more)
+    resumed = any(part.replace("-", "_").startswith("__resume") for part in more)  # all spellings that arguments have
     if not resumed:
         shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
