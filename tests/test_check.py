@@ -127,6 +127,12 @@ def test_accumulation_passes_for_ours(preset: str, scheme: str) -> None:
     assert verdict.deviation < LIMITS["step"]
 
 
+def test_lines_are_judged_in_single_precision_wherever_they_run(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    verdict = judge(alone("tiny", position_encoding="rotary"), 12)
+    assert verdict.status == "pass", verdict.note
+
+
 @pytest.mark.parametrize("scheme", ["rotary", "relative"])
 def test_evaluation_passes_for_ours(scheme: str) -> None:
     verdict = judge(alone("tiny", position_encoding=scheme), 12)

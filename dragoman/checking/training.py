@@ -69,18 +69,20 @@ def as_rows(pairs: list[Pair]) -> Any:
 def quiet_trainer(kind: type[T], subject: Subject, model: Any, **arguments: Any) -> Iterator[T]:
     """A Trainer on the CPU that writes nothing, with the rows of both lines."""
     with tempfile.TemporaryDirectory() as folder:
+        settings = Seq2SeqTrainingArguments(
+            output_dir=folder,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+            dataloader_pin_memory=False,
+            **arguments,
+        )
+        settings.mixed_precision = "no"  # whatever ACCELERATE_MIXED_PRECISION says: lines are judged in fp32
         trainer = kind(
             model=model,
-            args=Seq2SeqTrainingArguments(
-                output_dir=folder,
-                use_cpu=True,
-                report_to="none",
-                disable_tqdm=True,
-                save_strategy="no",
-                logging_strategy="no",
-                dataloader_pin_memory=False,
-                **arguments,
-            ),
+            args=settings,
             data_collator=DataCollatorForSeq2Seq(PaddingTokenizer.of(subject), model=model),
             train_dataset=as_rows(training_pairs(subject)),
             eval_dataset=as_rows(evaluation_pairs(subject)),
