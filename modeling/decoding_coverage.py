@@ -84,7 +84,7 @@ def is_untouched(model: Any) -> bool:
         return False
     parts = [base.decoder, base.decoder.position_bias, base.decoder.rotary, *base.decoder.layers]
     parts += [part for layer in base.decoder.layers for part in layer.children()]
-    parts += [part for name, part in base.decoder.named_modules() if name.endswith("dropout")]
+    parts += [part for name, part in base.decoder.named_modules() if name.endswith(".dropout")]
     if not all(part is None or type(part) in REARRANGED for part in parts):
         return False
     if any(part.forward is not forward for part, forward in FORWARDS.items()):

@@ -114,7 +114,7 @@ class DragomanModel(DragomanPreTrainedModel):
         if (
             attention_mask is not None
             and attention_mask.dim() == 4
-            and attention_mask.shape[2] in (1, len(attention_mask[0, 0, 0]))
+            and attention_mask.shape[2] in (1, attention_mask.shape[3])
         ):
             seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
             attention_mask = seen.any(2)[:, 0]
