@@ -111,11 +111,8 @@ class DragomanModel(DragomanPreTrainedModel):
                 max_seq_len,
                 return_dict=True,
             )
-        if (
-            attention_mask is not None
-            and attention_mask.dim() == 4
-            and attention_mask.shape[2] in (1, attention_mask.shape[3])
-        ):
+        shape = () if attention_mask is None else attention_mask.shape
+        if len(shape) == 4 and shape[2] in (1, shape[3]):  # of source to source, (B, 1, S, S)
             seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
             attention_mask = seen.any(2)[:, 0]
         encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)

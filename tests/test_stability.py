@@ -68,15 +68,18 @@ class TestStatisticsAreTakenInFp32:
 
         exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
         q, k, v = (x.repeat_interleave(4 // x.shape[1], dim=1) for x in exact_inputs)
-        weights = (q @ k.mT / 8).masked_fill(~mask, -math.inf).softmax(-1)
+        scores = q @ k.mT / 8
+        weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
         exact = (weights @ v).transpose(1, 2)
         exact_gradients = torch.autograd.grad(exact, exact_inputs, gradient.double())
         assert error_in_units(found, exact) < 0.5
         if found_weights is not None:
             assert error_in_units(found_weights, weights) < 0.5
         if path != "sdpa":  # whose backward pass, torch's own, rounds more
+            # A weight is off by as much as its score in fp32, whose sum rounds in another order on every processor.
+            rounding = scores.abs().max() * torch.finfo(torch.float32).eps / torch.finfo(dtype).eps  # up to 1.6 units
             for found_gradient, exact_gradient in zip(found_gradients, exact_gradients, strict=True):
-                assert error_in_units(found_gradient, exact_gradient) < 4.0  # 0.3 to 2.1, by the machine's fp16 product
+                assert error_in_units(found_gradient, exact_gradient) < 1.0 + 2 * rounding
 
 
 def test_an_overflow_is_seen() -> None:
