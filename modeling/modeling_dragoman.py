@@ -111,10 +111,11 @@ class DragomanModel(DragomanPreTrainedModel):
                 max_seq_len,
                 return_dict=True,
             )
-        shape = () if attention_mask is None else attention_mask.shape
-        if len(shape) == 4 and shape[2] in (1, shape[3]):  # of source to source, (B, 1, S, S)
-            seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-            attention_mask = seen.any(2)[:, 0]
+        if attention_mask is not None and attention_mask.dim() == 4:  # of source to source, (B, 1, S, S)
+            rows, columns = attention_mask.shape[2:]
+            if rows in (1, columns):
+                seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+                attention_mask = seen.any(2)[:, 0]
         encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
         decoder_outputs = self.decoder(
             decoder_input_ids,
