@@ -183,6 +183,61 @@ def test_only_a_resumed_run_keeps_checkpoints(
     assert checkpoint.exists() == kept
 
 
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        (["--a", "1"], (["--a", "1"], [])),
+        (
+            ["--a", "1", "--resume-from-checkpoint", "true", "--b"],
+            (["--a", "1", "--b"], ["--resume-from-checkpoint", "true"]),
+        ),
+        (["--resume_from=x", "--b"], (["--b"], ["--resume_from=x"])),
+    ],
+)
+def test_resuming_is_told_from_other_arguments(more: list[str], found: tuple[list[str], list[str]]) -> None:
+    assert importlib.import_module("run").part_resuming(more) == found
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "source", "resumed"),
+    [("seed-0", "true", True), ("seed-1", "true", False), ("seed-1", "elsewhere", True)],
+)
+def test_a_seed_that_has_not_begun_is_not_resumed(
+    checkpoint: str, source: str, resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("run")
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "python", lambda *command, **_: (commands.append(command), sys.exit("training")))
+    (tmp_path / checkpoint / "checkpoint-9").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="training"):
+        module.run_seed({"train": []}, tmp_path, tmp_path, 0, ["--bf16", "--resume_from_checkpoint", source])
+    assert "--bf16" in commands[0]
+    assert ("--resume_from_checkpoint" in commands[0]) == resumed
+
+
+def test_a_finished_seed_is_kept_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("run")
+    trained: list[int] = []
+
+    def train(_recipe: Any, _data: Path, _output: Path, seed: int, _more: list[str]) -> dict[str, int]:
+        if seed == 2:
+            raise SystemExit("interrupted")
+        trained.append(seed)
+        return {"seed": seed, "trained": len(trained)}
+
+    monkeypatch.setattr(module, "run_seed", train)
+    asked = ({"train": ["x"]}, tmp_path, tmp_path)
+    first = [module.run_or_keep(*asked, seed, ["--y"], False) for seed in (0, 1)]
+    with pytest.raises(SystemExit, match="interrupted"):
+        module.run_or_keep(*asked, 2, ["--y"], True)
+    again = ["--resume_from_checkpoint", "true", "--y"]
+    assert [module.run_or_keep(*asked, seed, again, True) for seed in (0, 1)] == first
+    assert trained == [0, 1], "the record of a seed outlives what comes after it"
+    with pytest.raises(SystemExit, match=r"seed-0\.json is of another recipe or --train"):
+        module.run_or_keep(*asked, 0, ["--z"], True)
+    assert module.run_or_keep(*asked, 0, ["--z"], False) == {"seed": 0, "trained": 3}, "not asked to keep it"
+
+
 def test_a_failure_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     command = [RECIPES / "run.py", "ar2en", tmp_path / "data", "--seeds", "0", "--output", tmp_path / "out"]

@@ -6,7 +6,8 @@
 
 A recipe is `recipe.json` in a folder beside this file: the arguments of train_seq2seq.py, how many checkpoints to
 average, and the arguments of score.py. `results.json` (scores of every seed, their mean and spread, checksums,
-hardware, times) and `log.csv` (loss and learning rate of the first seed) go beside the checkpoints.
+hardware, times) and `log.csv` (loss and learning rate of the first seed) go beside the checkpoints; `seed-N.json` is
+there as soon as a seed is done. Seeds that do not fit into one sitting: start again with --keep.
 """
 
 import csv
@@ -45,10 +46,21 @@ def python(*command: str, log: Path) -> None:
         raise SystemExit(f"run: {shlex.join(command[:3])} ended with {done.returncode}; {log} ends with\n{tail}")
 
 
+def part_resuming(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without --resume_from_checkpoint, in all spellings that it may have; and that one."""
+    for at, part in enumerate(arguments):
+        if part.replace("-", "_").startswith("__resume"):
+            end = at + (1 if "=" in part else 2)
+            return arguments[:at] + arguments[end:], arguments[at:end]
+    return arguments, []
+
+
 def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
-    resumed = any(part.replace("-", "_").startswith("__resume") for part in more)  # all spellings that arguments have
+    others, resumed = part_resuming(more)
+    if resumed[-1:] == ["true"] and not any(folder.glob("checkpoint-*")):  # other seeds have begun, this one has not
+        more, resumed = others, []
     if not resumed:
         shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
@@ -69,6 +81,21 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
         steps["resumed"] = True  # the seconds are those of the last sitting
     size = {"parameters": count_parameters(folder / "model.safetensors")}
     return {"seed": seed, "train_seconds": round(seconds), **steps, **size, **record}
+
+
+def run_or_keep(recipe: Record, data: Path, output: Path, seed: int, more: list[str], keep: bool) -> Record:
+    """The record of a seed, which is in a file of its own as soon as there is one; with `keep` that of before."""
+    file, asked = output / f"seed-{seed}.json", {"recipe": recipe, "more": part_resuming(more)[0]}
+    if keep and file.exists():
+        found = json.loads(file.read_text("utf-8"))
+        if found["asked"] != asked:
+            raise SystemExit(f"run: {file} is of another recipe or --train: name another --output.")
+        typer.echo(f"seed {seed}: kept, of {file}")
+        return found["record"]
+    file.unlink(missing_ok=True)
+    record = run_seed(recipe, data, output, seed, more)
+    file.write_text(json.dumps({"asked": asked, "record": record}, indent=1) + "\n", "utf-8")
+    return record
 
 
 def count_parameters(file: Path) -> int:
@@ -114,6 +141,7 @@ def main(
     at_once: Annotated[int, typer.Option(min=1, help="How many seeds train side by side.")] = 1,
     train: Annotated[str, typer.Option(help="More arguments for train_seq2seq.py; the last of a name counts.")] = "",
     output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Train no seed again that this command has finished.")] = False,
 ) -> None:
     """Train a recipe from several seeds, score each, and write down what came out."""
     if recipe not in RECIPES:
@@ -123,10 +151,9 @@ def main(
     about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
     output = output or Path("runs") / recipe
     output.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
         more = shlex.split(train)
-        records = list(pool.map(lambda seed: run_seed(about, data, output, seed, more), seeds))
+        records = list(pool.map(lambda seed: run_or_keep(about, data, output, seed, more, keep), seeds))
     together: Record = {}
     if len(seeds) > 1 and about.get("ensemble", True):
         name = "seed-{}-average" if about.get("average") else "seed-{}"
@@ -140,7 +167,6 @@ def main(
         "hardware": hardware(),
         "at_once": at_once,
         "more_train_arguments": train,
-        "seconds": round(time.perf_counter() - started),
         "longest_training": max(record["train_seconds"] for record in records),
         "scores": spread(records, about["metrics"]),
         "seeds": records,
