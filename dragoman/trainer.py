@@ -1,5 +1,6 @@
 """The thin glue that stock ``Seq2SeqTrainer`` lacks: an exact evaluation without logits, batches by their tokens."""
 
+import copy
 import functools
 import inspect
 import logging
@@ -31,9 +32,10 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     The same for every evaluation batch size and number of processes; the stock trainer's is a mean over batches of
     their means, which counts rows that processes repeat to fill their last batch, and smooths with
-    ``label_smoothing_factor``. Logits are asked for only where ``compute_metrics`` or ``predict()`` reads them, so
-    that the memory of an evaluation does not grow with the vocabulary. The model card says all that the stock trainer's
-    does, and is never written over one that a person edited.
+    ``label_smoothing_factor``. (Of several GPUs in one process, ``nn.DataParallel``, it stays the mean.) Logits are
+    asked for only where ``compute_metrics`` or ``predict()`` reads them, so that the memory of an evaluation does not
+    grow with the vocabulary. The model card says all that the stock trainer's does, and is never written over one that
+    a person edited.
 
     Training is the stock trainer's, of any encoder-decoder. With ``DragomanTrainingArguments(tokens_per_batch=...)`` it
     takes its batches from ``TokenBudgetBatchSampler``, with ``packing=True`` packed ones. Where tokens are counted
@@ -128,6 +130,8 @@ class DragomanTrainer(Seq2SeqTrainer):
     ) -> EvalLoopOutput:
         self._likelihood = []
         smoother, self.label_smoother = self.label_smoother, None
+        settings = getattr(self.model, "generation_config", None)
+        asked = {} if settings is None else copy.deepcopy(vars(settings))
         if self.args.world_size > 1 and self._sequences_a_row() == 1:
             # Seq2SeqTrainer sets one that keeps the rows which processes repeat to fill the last batches.
             self.gather_function = self.accelerator.gather_for_metrics
@@ -137,6 +141,8 @@ class DragomanTrainer(Seq2SeqTrainer):
             )
         finally:
             self.label_smoother = smoother
+            if settings is not None:
+                vars(settings).update(asked)  # Seq2SeqTrainer writes defaults into it: max_length=20, to be saved
         batches = gather_object(self._likelihood)  # of all processes
         tokens = sum(count for _, count in batches)
         if tokens and output.metrics is not None:

@@ -18,7 +18,8 @@ class WallClock(TrainerCallback):
     ``save_strategy`` does not ask for. A warm-up given in steps, not as a share, is left alone: the clock starts after
     it. Resumed, such a run walks the rest of its schedule in as many minutes again.
 
-    Processes that train together stop at the same step, as soon as one of them is out of time. With ``show`` there is
+    Processes that train together stop at the same step, as soon as one of them is out of time, and have the rate of the
+    one whose clock is ahead. With ``show`` there is
     a bar that fills with the time, for a trainer whose own bar of steps is off.
     """
 
@@ -39,24 +40,28 @@ class WallClock(TrainerCallback):
         self.walked = max(self.warmup, lr_scheduler.last_epoch)  # steps of the schedule that the clock does not divide
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        now, end = self.now(), self.begin + self.seconds
-        if not self.schedule_by_clock or now >= end:
-            pass
-        elif state.global_step <= self.warmup:
-            self.start = now
-        else:
-            due = self.walked + int((now - self.start) / (end - self.start) * (state.max_steps - self.walked))
-            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
-        if is_true_anywhere(now >= end, args.device):
+        now, end, due = self.now(), self.begin + self.seconds, 0
+        if self.schedule_by_clock and now < end:
+            if state.global_step <= self.warmup:
+                self.start = now
+            else:
+                due = self.walked + int((now - self.start) / (end - self.start) * (state.max_steps - self.walked))
+        due, over = most_anywhere(due, int(now >= end), device=args.device)
+        lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, due)
+        if over:
             control.should_training_stop = True
             self.interrupted = not self.schedule_by_clock
             control.should_save = control.should_save or not self.schedule_by_clock or args.save_strategy != "no"
         self.bar.update(min(now - self.begin, self.seconds) - self.bar.n)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Trainer calls an epoch ended that it broke off: its evaluation, and what is saved then, belong to its end."""
-        if self.interrupted and abs(state.epoch - round(state.epoch)) > 1e-6:
-            control.should_evaluate = control.should_save = False
+        """Trainer calls an epoch ended that it broke off: its evaluation, and what is saved then, belong to its end.
+
+        Where it did end, the checkpoint is saved once more, since the evaluation, which is part of it, comes only now.
+        """
+        if self.interrupted:
+            ended = abs(state.epoch - round(state.epoch)) <= 1e-6
+            control.should_save = control.should_evaluate = control.should_evaluate and ended
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
@@ -66,10 +71,11 @@ class WallClock(TrainerCallback):
         self.bar.close()
 
 
-def is_true_anywhere(here: bool, device: torch.device) -> bool:
-    """Whether it is in one of the processes that train together."""
+def most_anywhere(*here: int, device: torch.device) -> list[int]:
+    """Each number's greatest value among the processes that train together."""
     if not torch.distributed.is_initialized():
-        return here
-    flag = torch.tensor(int(here), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+        return [*here]
+    most = torch.tensor(here, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    numbers: list[int] = most.tolist()
+    return numbers

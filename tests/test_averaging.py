@@ -1,7 +1,9 @@
 """Averages of weights: over checkpoints against the mean in float64, over steps against the recursion, resuming."""
 
+import copy
 import json
 import math
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -371,6 +373,10 @@ def test_what_a_moving_average_refuses(tmp_path: Path) -> None:
     run.add_callback(ExponentialMovingAverageCallback())
     with pytest.raises(ValueError, match="load_best_model_at_end=True would end with the weights of a checkpoint"):
         run.train()
+    run = trainer(tmp_path, **{**SAVING, "save_strategy": "best", "metric_for_best_model": "loss"})
+    run.add_callback(ExponentialMovingAverageCallback())
+    with pytest.raises(ValueError, match=r'save_strategy="best" would keep weights that were not measured'):
+        run.train()
     run = trainer(tmp_path, **SAVING)
     run.model.bfloat16()
     run.add_callback(ExponentialMovingAverageCallback())
@@ -393,3 +399,133 @@ def test_an_average_that_missed_steps_is_not_resumed(tmp_path: Path) -> None:
     again.add_callback(ExponentialMovingAverageCallback())
     for _ in range(2):  # begun anew, with the optimizer that there is
         again.train()
+
+
+class Stop(TrainerCallback):
+    """Breaks training off: in an evaluation, or in a step, after its gradient."""
+
+    def __init__(self, in_evaluation: bool) -> None:
+        self.in_evaluation = in_evaluation
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        if self.in_evaluation:
+            raise KeyboardInterrupt
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.in_evaluation and state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+class Steps(TrainerCallback):
+    """Keeps the weights after each step, and after each save."""
+
+    def __init__(self) -> None:
+        self.trained: dict[int, dict[str, torch.Tensor]] = {}
+        self.saved: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.trained[state.global_step + 1] = weights_of(model)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.saved[state.global_step] = weights_of(model)
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def break_off(folder: Path, in_evaluation: bool) -> tuple[Any, Steps]:
+    run, steps = trainer(folder, **{**SAVING, "save_steps": 8}), Steps()
+    for callback in (steps, ExponentialMovingAverageCallback(0.9), Stop(in_evaluation)):
+        run.add_callback(callback)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    return run.model, steps
+
+
+@pytest.mark.parametrize("in_evaluation", [True, False])
+@pytest.mark.parametrize("averaged", [True, False])
+def test_another_training_takes_the_model_over(in_evaluation: bool, averaged: bool, tmp_path: Path) -> None:
+    """From the weights that trained; the one that was broken off neither shows its average nor brings its own back."""
+    model, first = break_off(tmp_path / "first", in_evaluation)
+    runs = []
+    for name in ("second", "alone"):
+        run, steps = trainer(tmp_path / name, **SAVING), Steps()
+        if name == "second":
+            run.model_wrapped = run.model = model
+        else:
+            run.model.load_state_dict(list(first.trained.values())[-1], strict=False)  # head and vectors are tied
+        for callback in (steps, *[ExponentialMovingAverageCallback(0.6)] * averaged):
+            run.add_callback(callback)
+        run.train()
+        runs.append((run, steps))
+    (second, steps), (alone, expected) = runs
+    torch.testing.assert_close(steps.trained, expected.trained, rtol=0, atol=0)
+    torch.testing.assert_close(steps.saved, expected.saved, rtol=0, atol=0)
+    losses = [[e["eval_loss"] for e in run.state.log_history if "eval_loss" in e] for run in (second, alone)]
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(weights_of(model.eval()), weights_of(alone.model), rtol=0, atol=0)
+
+
+def test_a_training_that_was_broken_off_in_an_evaluation_gets_its_weights_back(tmp_path: Path) -> None:
+    model, steps = break_off(tmp_path, in_evaluation=True)
+    assert any(not torch.equal(tensor, steps.trained[2][name]) for name, tensor in weights_of(model).items())
+    saved = model.state_dict()
+    for name, tensor in steps.trained[2].items():
+        torch.testing.assert_close(saved[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_what_is_loaded_after_a_training_was_broken_off_stays(tmp_path: Path) -> None:
+    model, steps = break_off(tmp_path, in_evaluation=True)
+    first = {name: tensor + 1 for name, tensor in steps.trained[1].items()}
+    model.load_state_dict(first, strict=False)
+    for found in (weights_of(model), weights_of(model.train()), weights_of(model.eval())):
+        torch.testing.assert_close(found, first, rtol=0, atol=0)
+
+
+class Copies(TrainerCallback):
+    def __init__(self) -> None:
+        self.copies: list[Any] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 2:
+            self.copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]  # as workers by spawn get it
+
+
+def test_copies_of_a_model_that_trains_are_models_of_their_own(tmp_path: Path) -> None:
+    run, copies = trainer(tmp_path, **SAVING), Copies()
+    for callback in (ExponentialMovingAverageCallback(0.9), copies):
+        run.add_callback(callback)
+    run.train()
+    for copied in copies.copies:
+        before = weights_of(copied)
+        assert not copied.eval().training
+        assert copied.train().get_encoder().training
+        copied.state_dict()
+        torch.testing.assert_close(weights_of(copied), before, rtol=0, atol=0)
+
+
+def test_a_first_step_whose_gradients_overflow(tmp_path: Path) -> None:
+    """fp16's scaler leaves such steps out, and the optimizer has nothing yet where its first would find a state."""
+    run = trainer(tmp_path, **SAVING, optim="adamw_torch")
+    calls = iter(range(100))
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * (math.inf if next(calls) < 2 else 1))
+    accelerator, skipped = run.accelerator, Skipped()
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    accelerator.unscale_gradients = lambda *_: [
+        accelerator.scaler.unscale_(o.optimizer) for o in accelerator._optimizers
+    ]
+    for callback in (skipped, ExponentialMovingAverageCallback(0.6)):
+        run.add_callback(callback)
+    run.train()
+    assert skipped.steps == [1, 2]
+    assert all(torch.isfinite(tensor).all() for tensor in weights_of(run.model).values())
+
+
+class Skipped(TrainerCallback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if optimizer.step_was_skipped:
+            self.steps.append(state.global_step + 1)

@@ -266,6 +266,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"tokens_per_batch": 9, "accelerator_config": {"split_batches": True}}, "split_batches=True does not go with it"),
     ({"max_minutes": 0}, r"max_minutes=0 must be above 0, or None"),
+    ({"max_minutes": 1, "save_strategy": "best", "metric_for_best_model": "x"}, r"'best', .*=None would keep the best"),
+    ({"max_minutes": 1, "save_total_limit": 1, "metric_for_best_model": "x"}, "save_total_limit=1 would keep the best"),
     ({"schedule_by_clock": True}, "schedule_by_clock=True needs max_minutes: say how long to train"),
     ({"tokens_per_batch": 9, "accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True does not go"),
 ]
@@ -285,6 +287,28 @@ def test_the_card_tells_the_budget(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text("utf-8")
     assert f"- tokens_per_batch: {BUDGET}\n" in card
     assert "train_batch_size" not in card
+
+
+def test_an_evaluation_leaves_the_generation_settings_alone(tmp_path: Path) -> None:
+    """The stock trainer fills in transformers' defaults, which would be saved: max_length=20."""
+    run = trainer(tmp_path, predict_with_generate=True, generation_max_length=30)
+    run.compute_metrics = lambda prediction: {"width": prediction.predictions.shape[1]}
+    before = run.model.generation_config.to_dict()
+    assert run.evaluate()["eval_width"] == 30
+    assert run.model.generation_config.to_dict() == before
+    assert run.model.generation_config.max_length is None
+
+
+def test_an_example_that_cannot_be_packed_is_named_before_training(tmp_path: Path) -> None:
+    data = rows()
+    data[7]["labels"] = [-100, -100]
+    data[9] = {**data[9], "attention_mask": [0] * len(data[9]["input_ids"])}
+    run = trainer(tmp_path, packing=True, data=data)
+    with pytest.raises(
+        ValueError, match=r"2 of 60 examples have no source or no target .* number 7\), and cannot be packed"
+    ):
+        run.train()
+    trainer(tmp_path, data=data).get_train_dataloader()  # padded they are no trouble
 
 
 def test_packing_gives_the_collator_whole_examples_within_the_budget(tmp_path: Path) -> None:
@@ -320,6 +344,7 @@ def test_packed_training_has_the_loss_of_its_rows(accumulation: int, tmp_path: P
 
 DISTRIBUTED = """
 import json, sys
+import dragoman.wall_clock
 sys.path[:0] = [sys.argv[1]]
 from test_token_training import *
 folder = Path(sys.argv[2])
@@ -337,6 +362,13 @@ resumed.train(resume_from_checkpoint=True)
 found = {"batches": [sources(batch) for batch in whole.seen], "stop": stop, "steps": whole.state.global_step,
          "resumed": [sources(batch) for batch in resumed.seen], "losses": logged(whole, "loss"),
          "world": whole.args.world_size}
+rank = whole.args.process_index
+seconds = itertools.count(0, 1 + rank / 2)  # clocks are looked at at different times
+dragoman.wall_clock.time = SimpleNamespace(monotonic=lambda: next(seconds))
+clock = dict(max_minutes=1 / 3, schedule_by_clock=True, max_steps=1000, lr_scheduler_type="linear")
+timed = trainer(folder / "timed", **clock)
+timed.train()
+found |= {"rates": logged(timed, "learning_rate"), "timed": timed.model.get_output_embeddings().weight.sum(1).tolist()}
 (folder / f"{whole.args.process_index}.json").write_text(json.dumps(found))
 whole.accelerator.wait_for_everyone()
 """
@@ -363,6 +395,9 @@ def test_two_processes(tmp_path: Path) -> None:
         assert rank["resumed"] == expected[rank["stop"] :]
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == list(range(60))
+    assert len(ranks[0]["rates"]) == 14  # as many as fit by the clock that is ahead
+    assert ranks[0]["rates"] == ranks[1]["rates"]
+    assert ranks[0]["timed"] == ranks[1]["timed"]  # gradients are shared, and so must rates be
     model = trainer(tmp_path).model
     losses = []
     for epoch in epochs:
@@ -447,6 +482,26 @@ def test_epochs_end_once_however_often_they_are_broken_off(tmp_path: Path, monke
         sitting.train(resume_from_checkpoint=steps > 0)
         steps = sitting.state.global_step
     assert len(logged(sitting, "eval_loss")) == 2
+    torch.testing.assert_close(logged(sitting, "eval_loss"), logged(whole, "eval_loss"))
+    torch.testing.assert_close(sitting.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("saving", ["no", "steps"])
+def test_a_sitting_that_ends_with_an_epoch_has_its_evaluation(
+    saving: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the clock's checkpoint; and draws random numbers."""
+    epochs = {"eval_strategy": "epoch", "save_strategy": saving, "save_steps": 7, "dropout": 0.1, "num_train_epochs": 3}
+    whole = trainer(tmp_path / "whole", **epochs)
+    whole.train()
+    seconds = itertools.count()
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    for epoch in range(3):
+        torch.manual_seed(123)
+        sitting = trainer(tmp_path / "sittings", max_minutes=whole.state.max_steps / 3 / 60, **epochs)
+        sitting.train(resume_from_checkpoint=epoch > 0)
+        assert sitting.state.epoch == epoch + 1
+    assert len(logged(whole, "eval_loss")) == 3
     torch.testing.assert_close(logged(sitting, "eval_loss"), logged(whole, "eval_loss"))
     torch.testing.assert_close(sitting.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
