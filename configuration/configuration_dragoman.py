@@ -122,7 +122,10 @@ class DragomanConfig(DragomanBaseConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         no_rope = self.rope_parameters is None and self.position_encoding != "rotary"
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except KeyError as error:  # transformers' way to say that keys of rope_parameters are missing
+            raise ValueError(error.args[0]) from error
         if no_rope:
             self.rope_parameters = None  # transformers fills in a default for whoever has the field
 

@@ -1,5 +1,6 @@
 """Named architectures: functions that return a :class:`DragomanConfig`, deriving from one another."""
 
+import copy
 from dataclasses import fields
 from typing import Any
 
@@ -123,5 +124,5 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
 def _chosen_fields(config: Any) -> dict[str, Any]:
     """Fields as they were given: what was derived from others follows them when they are overridden."""
     derived = {**config.derived_fields(), "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values = {field.name: copy.deepcopy(getattr(config, field.name)) for field in fields(config)}
     return {name: value for name, value in values.items() if value is not None and value != derived.get(name)}

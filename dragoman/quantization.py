@@ -9,6 +9,7 @@ from torch import nn
 from .modeling.embeddings import TokenEmbedding
 from .modeling.int8_arithmetic import missing_kernel
 from .modeling.int8_loading import Int8Config, Int8Quantizer
+from .modeling.linear import PLAIN
 from .modeling.modeling_dragoman import DragomanPreTrainedModel
 
 Model = TypeVar("Model", bound=DragomanPreTrainedModel)
@@ -24,7 +25,8 @@ def quantize(model: Model) -> Model:
 
     Raises:
         TypeError: for what is no Dragoman model.
-        ValueError: for a model that is int8 already, not on the CPU, with adapters, or with weights not finite.
+        ValueError: for a model that is int8 already, not on the CPU, with adapters or projections of another class, or
+            with weights not finite.
         RuntimeError: where this machine has no kernel for int8.
     """
     if not isinstance(model, DragomanPreTrainedModel):
@@ -37,7 +39,14 @@ def quantize(model: Model) -> Model:
         raise ValueError(f"int8 is for the CPU, and this model is on {model.device}: call model.cpu() first.")
     if (reason := missing_kernel()) is not None:
         raise RuntimeError(f"This machine cannot use int8: {reason}.")
-    replaced = [module.weight for module in model.modules() if isinstance(module, nn.Linear | TokenEmbedding)]
+    matrices = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | TokenEmbedding)}
+    for name, module in matrices.items():
+        if type(module) not in (*PLAIN, TokenEmbedding):
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, which may compute more than its weight and bias say: put a "
+                "torch.nn.Linear in its place first."
+            )
+    replaced = [module.weight for module in matrices.values()]
     copied = copy.deepcopy(model, {id(weight): weight for weight in replaced})  # which are not worth a copy
     quantizer = Int8Quantizer(Int8Config())
     quantizer.preprocess_model(copied)  # as from_pretrained does, but with weights in it

@@ -12,7 +12,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.testing_utils import CaptureLogger
 
-from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanRecurrentConfig, presets
+from dragoman import (
+    DragomanConfig,
+    DragomanForConditionalGeneration,
+    DragomanRecurrentConfig,
+    DragomanTokenizer,
+    presets,
+)
 from support import build, tiny
 
 
@@ -33,6 +39,15 @@ def test_a_dictionary_is_a_way_back(kind: Any) -> None:
         again = kind.from_dict(config.to_dict())
         assert again.to_dict() == config.to_dict()
         assert again.id2label == config.id2label
+
+
+def test_what_is_derived_from_a_configuration_shares_nothing_with_it() -> None:
+    tokenizer = DragomanTokenizer.train(["a dog"], vocab_size=300)
+    base = tiny(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+    derived = DragomanConfig.from_tokenizer(tokenizer, preset=base)
+    assert derived.rope_parameters == base.rope_parameters
+    derived.rope_parameters["factor"] = 4.0
+    assert base.rope_parameters["factor"] == 2.0
 
 
 def test_bare_is_the_base_model() -> None:
@@ -98,6 +113,7 @@ def test_presets_are_of_the_size_they_claim() -> None:
         ({"position_encoding": "sinusoidal", "head_dim": 8, "hidden_size": 33}, "needs an even hidden_size"),
         ({"head_dim": 7}, "head_dim must be even, got 7"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type must be one of default, linear"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "Missing required keys in `rope_parameters` .*factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not supported"),
         ({"position_encoding": "alibi", "rope_parameters": {"rope_theta": 1e4}}, "belongs to position_encoding='rotary'"),
         ({"position_encoding": "rotary", "position_offset": 2}, "position_offset counts rows of a table"),

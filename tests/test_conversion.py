@@ -20,6 +20,7 @@ from transformers import (
     BertConfig,
     BertModel,
     GenerationConfig,
+    MBart50Tokenizer,
     NllbTokenizer,
 )
 from typer.testing import CliRunner
@@ -163,6 +164,23 @@ class TestTokenizers:
         assert (tmp_path / "ours" / "source.spm").read_bytes() == b"\x00\x01"
         assert not (tmp_path / "ours" / "run.py").exists()
         assert not (tmp_path / "ours" / "pytorch_model.bin").exists()
+
+    def test_a_class_that_the_configuration_names_is_the_one(self, tmp_path: Path) -> None:
+        """mBART-50's tokenizer puts the language in front, mBART's behind, and both have the same model."""
+        tokenizer = MBart50Tokenizer(src_lang="en_XX", tgt_lang="de_DE")
+        theirs = bart_models.tiny("MBart", vocab_size=len(tokenizer), tokenizer_class="MBart50Tokenizer")
+        for part in (theirs, tokenizer):
+            part.save_pretrained(tmp_path / "theirs")
+        file = tmp_path / "theirs" / "tokenizer_config.json"
+        for unnamed in ({"tokenizer_class": None}, {}):
+            named = json.loads(file.read_text("utf-8"))
+            named.pop("tokenizer_class", None)
+            file.write_text(json.dumps({**named, **unnamed}), "utf-8")
+            ours = tmp_path / f"ours{len(unnamed)}"
+            convert_folder(tmp_path / "theirs", ours)
+            found, expected = (AutoTokenizer.from_pretrained(folder) for folder in (ours, tmp_path / "theirs"))
+            assert type(found) is type(expected) is MBart50Tokenizer
+            assert found("_").input_ids == expected("_").input_ids
 
     def test_a_folder_of_old_names_no_class_at_all(self, tmp_path: Path) -> None:
         bart_models.tiny("Bart").save_pretrained(tmp_path / "source")

@@ -127,6 +127,24 @@ def test_a_model_of_ours_that_it_cannot(family: str) -> None:
         assert any(problem.startswith(name) for problem in error.value.problems), name
 
 
+def test_what_none_stands_for_may_be_said() -> None:
+    bart = {**BIASED, **OF_BART}
+    said = {"head_dim": 8, "attention_scale": 8**-0.5, "source_vocab_size": our_config().vocab_size}
+    for name, value in said.items():
+        config = our_config(**bart, **{name: value})
+        assert config.head_dim_of(config.encoder_num_attention_heads) == 8
+        assert_same_weights(convert_from(convert_to(build(config), "bart")), build(our_config(**bart)))
+    other = {"encoder_num_attention_heads": 2, "head_dim": 8}  # None stands for 16 there
+    with pytest.raises(ConversionError, match="head_dim=8; bart has None only"):
+        convert_to(build(our_config(**bart, **other)), "bart")
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    for convert in (convert_from, lambda name: convert_folder(Path(name), tmp_path / "ours")):
+        with pytest.raises(NotADirectoryError, match=r"opus-mt-en-de is not a folder .* fetch it with `hf download`"):
+            convert("Helsinki-NLP/opus-mt-en-de")
+
+
 def test_the_copy_is_a_copy() -> None:
     """Neither weights nor generation settings of one model reach the other."""
     theirs = tiny("Bart")

@@ -5,7 +5,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ctranslate2
 import pytest
@@ -14,11 +14,13 @@ from ctranslate2.converters import TransformersConverter
 from ctranslate2.converters.transformers import main
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
+from transformers import PreTrainedTokenizer
 
 from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, presets, quantize
 from dragoman.conversion import ctranslate2_writer
 from dragoman.conversion.ctranslate2_files import is_ctranslate2_folder, read_variables
 from dragoman.conversion.ctranslate2_reader import read_ctranslate2
+from dragoman.conversion.ctranslate2_tokens import tokens_of
 from dragoman.conversion.ctranslate2_writer import find_unsupported, write_ctranslate2
 from support import OPTIONS, batch, build, configured, data_folder, describe, pairwise, tiny
 
@@ -277,6 +279,8 @@ def test_what_the_engine_cannot_express_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="position_encoding='alibi': the engine has ALiBi in decoders only"):
         written(tiny(position_encoding="alibi"), tmp_path)
     assert not (tmp_path / "engine").exists()
+    normed = tiny(position_encoding="learned", embedding_norm=True, norm_before_positions=True)
+    assert find_unsupported(normed) == ["norm_before_positions=True: the engine adds positions before the norm"]
     yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
     assert "rope_type='yarn'" in find_unsupported(tiny(rope_parameters=yarn))[0]
 
@@ -288,6 +292,36 @@ def test_what_the_engine_cannot_express_is_refused(tmp_path: Path, monkeypatch: 
     assert len(reasons) == 2
     assert "alibi" in reasons[0]
     assert "num_heads_kv" in reasons[1]
+
+
+class TwoVocabularies(PreTrainedTokenizer):  # type: ignore[misc]
+    """As FSMT's and Marian's: what is read has ids of one, what is written of the other."""
+
+    encoder: ClassVar = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "hund": 4, "katze": 5}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.encoder)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.encoder)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.encoder.get(token, 3)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return ["<s>", "<pad>", "</s>", "<unk>", "cat", "dog"][index]
+
+
+def test_a_tokenizer_that_tells_one_of_its_vocabularies_is_refused() -> None:
+    with pytest.raises(ValueError, match="its TwoVocabularies reads ids by one vocabulary and writes them by another"):
+        tokens_of(TwoVocabularies(unk_token="<unk>"))
+
+
+def test_a_folder_without_a_tokenizer_is_not_for_the_engine(tmp_path: Path) -> None:
+    build(tiny()).save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"ours has no tokenizer, and the engine's folders name every token"):
+        write_ctranslate2(tmp_path / "ours", tmp_path / "engine")
 
 
 def test_int8_of_ours_is_written_as_what_it_stands_for(tmp_path: Path) -> None:

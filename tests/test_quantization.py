@@ -456,6 +456,20 @@ def test_what_cannot_be_quantized() -> None:
         dragoman.quantize(build(tiny()).to("meta"))
 
 
+class Doubled(nn.Linear):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(states)
+
+
+def test_projections_of_another_class_are_refused() -> None:
+    """Before anything changes: left in fp32 they would be shared with the original, and frozen there."""
+    model = build(tiny())
+    model.model.decoder.layers[1].feed_forward.up_proj.__class__ = Doubled
+    with pytest.raises(ValueError, match=r"decoder\.layers\.1\.feed_forward\.up_proj is a Doubled"):
+        dragoman.quantize(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_adapters_are_refused(quantized: Model) -> None:
     peft = pytest.importorskip("peft")
     with pytest.raises(ValueError, match="Target module Int8Linear"):

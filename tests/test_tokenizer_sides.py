@@ -316,6 +316,19 @@ def test_another_end_token_ends_every_row(change, joint, multilingual, tmp_path)
             assert each.convert_ids_to_tokens(each.eos_token_id) == "<end>"
 
 
+def test_colons_and_dollars_may_be_in_tags_and_ends(tmp_path):
+    """In a template of the library they have a meaning."""
+    tokenizer = DragomanTokenizer.train(SOURCE, vocab_size=300, languages=("de:AT", "fr:1", "$A"))
+    for end in ("</s>", "<end:1>", "$B"):
+        tokenizer.add_special_tokens({"eos_token": end})
+        tokenizer.save_pretrained(tmp_path)
+        for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+            for language in ("de:AT", "fr:1", "$A"):
+                tokens = each("dog", target_language=language).tokens()
+                assert (tokens[0], tokens[-1]) == (f"<2{language}>", end)
+            assert each(["a", "b"], target_language=["$A", "fr:1"]).tokens(1)[0] == "<2fr:1>"
+
+
 def test_templates_of_others_and_refused_ones(joint, tmp_path):
     """CTranslate2's sources need not end with the end token."""
     tokenizer = copy.deepcopy(joint)

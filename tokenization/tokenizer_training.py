@@ -1,6 +1,7 @@
 """From texts to a `tokenizers.Tokenizer`: special tokens, language tags, bytes, then the pieces, in this order."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -22,11 +23,13 @@ def language_tag(language: str) -> str:
 
 def sequence_template(eos: tuple[str, int], tag: tuple[str, int] | None = None) -> processors.TemplateProcessing:
     """`x </s>`, or `<2de> x </s>`; a pair is `x </s> y </s>`."""
-    front = [] if tag is None else [tag[0]]
+    tokens = [eos] if tag is None else [eos, tag]
+    end, *front = names = [re.sub("[:$]", "_", token) for token, _ in tokens]  # which mean something in a template
+    pieces = zip(names, tokens, strict=True)
     return processors.TemplateProcessing(
-        single=[*front, "$A", eos[0]],
-        pair=[*front, "$A", eos[0], "$B", eos[0]],
-        special_tokens=[eos] if tag is None else [eos, tag],
+        single=[*front, "$A", end],
+        pair=[*front, "$A", end, "$B", end],
+        special_tokens=[{"id": name, "tokens": [token], "ids": [i]} for name, (token, i) in pieces],
     )
 
 
@@ -34,7 +37,7 @@ def renew_end(tokenizer: Tokenizer, eos: tuple[str, int]) -> None:
     """End rows with ``eos`` where a template of ours names another token; templates of others stay."""
     template = tokenizer.post_processor or sequence_template(eos)
     fields = json.loads(template.__getstate__())
-    own = [(token, *entry["ids"]) for token, entry in fields.get("special_tokens", {}).items()]
+    own = [(*entry["tokens"], *entry["ids"]) for entry in fields.get("special_tokens", {}).values()]
     if len(own) == 1 and template.__getstate__() == sequence_template(own[0]).__getstate__():
         tokenizer.post_processor = sequence_template(eos)
 

@@ -90,6 +90,8 @@ def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], Generation
         settings = getattr(model_or_folder, "generation_config", None) or GenerationConfig.from_model_config(config)
         return config, tensors_of(model_or_folder), copy.deepcopy(settings), [type(model_or_folder).__name__]
     folder = Path(model_or_folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder on this machine; from the Hub fetch it with `hf download`.")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -98,10 +98,20 @@ def read_tokenizer(folder: Path, engine: EngineModel, order: TokenOrder) -> Any:
 
 
 def tokens_of(tokenizer: Any) -> list[list[str]]:
-    """Source and target tokens in the order of their ids; ids without a token get a name."""
+    """Source and target tokens in the order of their ids; ids without a token get a name.
+
+    Raises:
+        ValueError: for a tokenizer of two vocabularies that is not Dragoman's: it tells one of them only.
+    """
     backends = getattr(tokenizer, "_vocabularies", None)  # of a DragomanTokenizer: one a side
     if backends is None:
-        sides = [tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))] * 2
+        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        if any(i < len(tokens) and tokens[i] != token for token, i in tokenizer.get_vocab().items()):
+            raise ValueError(
+                f"its {type(tokenizer).__name__} reads ids by one vocabulary and writes them by another, which only a "
+                "DragomanTokenizer tells apart: train one, or convert a model with one vocabulary"
+            )
+        sides = [tokens] * 2
     else:
         sides = [[backend.id_to_token(i) for i in range(backend.get_vocab_size())] for backend in backends]
     return [[f"<unused{i}>" if token is None else token for i, token in enumerate(side)] for side in sides]

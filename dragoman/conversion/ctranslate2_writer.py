@@ -46,6 +46,8 @@ def write_ctranslate2(
     if Path(to).exists():
         raise FileExistsError(f"{to} exists: name a folder that does not.")
     refuse_other_heads(AutoConfig.from_pretrained(str(folder)).architectures or [])
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        raise ValueError(f"{folder} has no tokenizer, and the engine's folders name every token: save one there first")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     names = [*tokenizer.vocab_files_names.values(), "tokenizer_config.json", "special_tokens_map.json"]
     files = [name for name in dict.fromkeys(names) if (Path(folder) / name).is_file()]
@@ -60,6 +62,8 @@ def find_unsupported(config: DragomanConfig) -> list[str]:
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in ("default", "linear"):
         reasons.append(f"rope_parameters: rope_type={kind!r}: the engine's encoder has 'default' and 'linear' only")
+    if config.norm_before_positions:
+        reasons.append("norm_before_positions=True: the engine adds positions before the norm")
     for side, spec in _SPECS.items():
         missing = set(_options(config, side)) - set(inspect.signature(spec.__init__).parameters)
         if missing:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..modeling.modeling_conditional_generation import DragomanForConditionalGeneration
 from ..modeling.position_encodings import sinusoids
-from .field_checking import build_configuration
+from .field_checking import build_configuration, is_other
 
 SOURCE, TARGET, HEAD = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"
 
@@ -122,7 +122,7 @@ class Family:
         problems = [
             f"{name}={getattr(config, name)!r}; {self.model_type} has {value!r} only"
             for name, value in self.constants.items()
-            if getattr(config, name) != value and name not in TRAINING_ONLY
+            if is_other(config, name, value) and name not in TRAINING_ONLY
         ]
         for side in ("encoder", "decoder"):
             heads = getattr(config, f"{side}_num_attention_heads")

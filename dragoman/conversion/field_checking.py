@@ -22,3 +22,17 @@ def build_configuration(fields: dict[str, Any]) -> tuple[DragomanConfig | None, 
         except (StrictDataclassError, ValueError):
             continue  # it may fit the others
     return None, problems or [whole]
+
+
+def is_other(config: DragomanConfig, name: str, value: Any) -> bool:
+    """Whether a field means something else than ``value``: it may spell out what None stands for."""
+    found = getattr(config, name)
+    if value is not None or found is None:
+        return bool(found != value)
+    heads = (config.encoder_num_attention_heads, config.decoder_num_attention_heads)
+    implied = {
+        "source_vocab_size": [config.vocab_size],
+        "head_dim": [config.hidden_size / number for number in heads],
+        "attention_scale": [config.head_dim_of(number) ** -0.5 for number in heads],
+    }
+    return any(found != meant for meant in implied.get(name, [None]))

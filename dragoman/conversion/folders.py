@@ -53,7 +53,7 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         FileExistsError: for a ``target`` that is there already and not empty. On any error nothing is left in it.
     """
     if not source.is_dir():
-        raise NotADirectoryError(f"{source} is not a folder on this machine.")
+        raise NotADirectoryError(f"{source} is not a folder on this machine; from the Hub fetch it with `hf download`.")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a new folder.")
     if is_ctranslate2_folder(source):
@@ -72,7 +72,7 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         model.save_pretrained(stage)
         asked = (*vocabulary_sizes(model.config), min(room(model.config), room(config)))
         del model
-        copy_tokenizer(source, stage, config.model_type)
+        copy_tokenizer(source, stage, config)
         comparison = compare(answers_of(stage, *asked), answers_of(source, *asked))
         if not comparison.holds:
             raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
@@ -140,8 +140,8 @@ def vocabulary_sizes(config: Any) -> tuple[int, int]:
     return source or config.vocab_size, target
 
 
-def copy_tokenizer(source: Path, stage: Path, model_type: str) -> None:
-    """Every file that may be a tokenizer's, unchanged, but for a class that only the model's type told so far."""
+def copy_tokenizer(source: Path, stage: Path, config: Any) -> None:
+    """Every file that may be a tokenizer's, unchanged, but for a class that only config.json told so far."""
     description = source / TOKENIZER_CONFIG_FILE  # older folders have none
     fields = json.loads(description.read_text("utf-8")) if description.is_file() else {}
     if fields.get("tokenizer_class") == DragomanTokenizer.__name__:  # it brings its code along
@@ -150,8 +150,9 @@ def copy_tokenizer(source: Path, stage: Path, model_type: str) -> None:
     files = [f for f in source.iterdir() if f.is_file() and not any(f.match(pattern) for pattern in LEFT_BEHIND)]
     for file in files:
         shutil.copyfile(file, stage / file.name)
-    if files and "tokenizer_class" not in fields and model_type in FAMILIES:
-        fields["tokenizer_class"] = FAMILIES[model_type].tokenizer
+    if files and not fields.get("tokenizer_class") and config.model_type in FAMILIES:
+        told = getattr(config, "tokenizer_class", None)
+        fields["tokenizer_class"] = told or FAMILIES[config.model_type].tokenizer
         (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
 
 
