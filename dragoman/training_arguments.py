@@ -49,14 +49,17 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"max_minutes={self.max_minutes!r} must be above 0, or None.")
         if self.schedule_by_clock and self.max_minutes is None:
             raise ValueError("schedule_by_clock=True needs max_minutes: say how long to train.")
-        sittings = self.max_minutes is not None and not self.schedule_by_clock
-        if sittings and (self.save_strategy == "best" or (self.save_total_limit == 1 and self.metric_for_best_model)):
-            raise ValueError(
-                f"max_minutes={self.max_minutes} resumes from the checkpoint that it ends with, and "
-                f"save_strategy={self.save_strategy.value!r}, save_total_limit={self.save_total_limit} would keep the "
-                "best one alone: save by steps or epochs, with a save_total_limit of at least 2, which keeps the best "
-                "and the last."
-            )
+        if self.max_minutes is not None and not self.schedule_by_clock:
+            for name, given, keeps_best in (
+                ("save_strategy", "best", self.save_strategy == "best"),
+                ("save_total_limit", 1, self.save_total_limit == 1 and self.metric_for_best_model),
+            ):
+                if keeps_best:
+                    raise ValueError(
+                        f"max_minutes={self.max_minutes} resumes from the checkpoint that it ends with, and "
+                        f"{name}={given!r} would keep the best one alone: save by steps or epochs, with a "
+                        "save_total_limit of at least 2, which keeps the best and the last."
+                    )
         budget = self.tokens_per_batch
         if budget is None:
             if self.packing:
