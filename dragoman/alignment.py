@@ -12,7 +12,7 @@ from .explained_output import evaluating
 from .surrogates import check_characters
 from .teacher_forcing import decoder_inputs
 from .word_spans import Units, check_offsets, offsets_of, offsets_of_written, spans_of
-from .written_rows import length_limit
+from .written_rows import generation_options
 
 Link = tuple[int, int]  # source, target
 Links = frozenset[Link]
@@ -97,10 +97,13 @@ def align(
         from_texts = [_side(tokenizer, text, units, text) for text in sources]
         inputs = _batch([side.ids for side in from_texts], model, tokenizer)
         if targets is None:
-            into = [_written(tokenizer, row, units) for row in _generate(model, inputs)]
+            rows = [*_generate(model, tokenizer, inputs)]
+            into = [_written(tokenizer, row[1:], units) for row in rows]
+            read = pad_sequence([torch.tensor(row[:-1]) for row in rows], True, tokenizer.pad_token_id)
         else:
             into = [_side(tokenizer, text, units, text_target=text) for text in targets]
-        weights = _cross_attention(model, inputs, [side.ids for side in into], layer, head)  # (B, T, S)
+            read = decoder_inputs(model, pad_sequence([side.ids for side in into], True, -100))
+        weights = _cross_attention(model, inputs, read.to(model.device), layer, head)  # (B, T, S)
     found = [_link(read, wrote, matrix) for read, wrote, matrix in zip(from_texts, into, weights, strict=True)]
     return found[0] if isinstance(source, str) else found
 
@@ -130,22 +133,17 @@ def _batch(rows: list[Tensor], model: Any, tokenizer: Any) -> dict[str, Tensor]:
     }
 
 
-def _generate(model: Any, inputs: dict[str, Tensor]) -> Iterable[list[int]]:
-    """What the model writes, from after the start token to the end token, with it."""
+def _generate(model: Any, tokenizer: Any, inputs: dict[str, Tensor]) -> Iterable[list[int]]:
+    """What the model writes, from the start token to the end token, with them."""
     end = model.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
-    options = {"num_return_sequences": 1, "return_dict_in_generate": False, **length_limit(model)}
-    for row in model.generate(**inputs, **options)[:, 1:].tolist():
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+    for row in model.generate(**inputs, **generation_options(model, tokenizer)).tolist():
+        length = next((i + 1 for i, token in enumerate(row) if i and token in ends), len(row))
         yield row[:length]
 
 
-def _cross_attention(
-    model: Any, inputs: dict[str, Tensor], written: list[Tensor], layer: int | None, head: int | None
-) -> Tensor:
-    """(B, T, S) of teacher forcing."""
-    labels = pad_sequence(written, batch_first=True, padding_value=-100).to(model.device)
-    ids = decoder_inputs(model, labels)
+def _cross_attention(model: Any, inputs: dict[str, Tensor], ids: Tensor, layer: int | None, head: int | None) -> Tensor:
+    """(B, T, S) of a decoder that reads ``ids`` (B, T)."""
     outputs = model(**inputs, decoder_input_ids=ids, output_attentions=True, use_cache=False, return_dict=True)
     if not outputs.cross_attentions or outputs.cross_attentions[0] is None:
         raise ValueError(

@@ -16,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from .surrogates import check_characters
 from .teacher_forcing import decoder_inputs
 from .word_spans import Units, WordSpan, check_offsets, offsets_of, spans_of
-from .written_rows import length_limit
+from .written_rows import generation_options
 
+FIRST = ("first", "cls", "bos")  # names that configurations have for the first state
 MOST_ROWS = 64
 MOST_NUMBERS = 2**25  # in the attention weights of a layer and the logits of a batch
 
@@ -25,12 +26,14 @@ MOST_NUMBERS = 2**25  # in the attention weights of a layer and the logits of a 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Dropout off; cuDNN too, which takes no gradient of a recurrent layer that is not being trained."""
-    training = model.training
+    modes, cudnn = [(module, module.training) for module in model.modules()], torch.backends.cudnn.enabled
     try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield model.eval()
+        torch.backends.cudnn.enabled = False
+        yield model.eval()
     finally:
-        model.train(training)
+        torch.backends.cudnn.enabled = cudnn
+        for module, training in modes:
+            module.training = training
 
 
 class ExplainedOutput(ABC):
@@ -143,7 +146,7 @@ class ClassifiedOutput(ExplainedOutput):
         return self.model(**inputs, return_dict=True)
 
     def value(self, outputs: Any) -> Tensor:
-        logits: Tensor = outputs.logits  # (n, classes)
+        logits: Tensor = outputs.logits.float()  # (n, classes)
         chosen = logits[:, self.index]
         if self.problem != "single_label_classification":
             return chosen
@@ -156,15 +159,18 @@ class ClassifiedOutput(ExplainedOutput):
         return value.sigmoid()
 
     def readout(self, outputs: Any) -> Tensor:
-        """The model's ``pooling_weights``; a model without any is taken to read its first state, as BERT's heads do.
+        """The model's ``pooling_weights``; or all states or the first one, as configurations say: as BERT's heads do.
 
-        Raises ValueError where it cannot be: there is a decoder, or a first state that sees itself alone.
+        Raises ValueError where it is neither: there is a decoder, or a first state that sees itself alone.
         """
         weights = getattr(outputs, "pooling_weights", None)
         length, device = self.input_ids.shape[1], self.input_ids.device
         if weights is None:
-            own = getattr(outputs, "attentions", None)
-            if own is None or (length > 1 and not own[-1][..., 0, 1:].any()):
+            own, config = getattr(outputs, "attentions", None), self.model.config
+            how = getattr(config, "classifier_pooling", None) or getattr(config, "summary_type", None) or "first"
+            if how == "mean":
+                weights = torch.full((1, length), 1 / length, device=device)
+            elif own is None or how not in FIRST or (length > 1 and not own[-1][..., 0, 1:].any()):
                 raise ValueError(
                     f"Which state {type(self.model).__name__} reads is not known, nor what attention brings there: use "
                     "method='leave_one_out'."
@@ -197,21 +203,21 @@ class WrittenOutput(ExplainedOutput):
     def __init__(self, model: Any, tokenizer: Any, text: str, target: str | None, units: Units) -> None:
         super().__init__(model, tokenizer, text, units)
         if target is None:
-            options = {"num_return_sequences": 1, "return_dict_in_generate": False, **length_limit(model)}
-            written = model.generate(input_ids=self.input_ids, **options)[:, 1:]  # after the start token
-            self.target = tokenizer.decode(written[0], skip_special_tokens=True)
+            sequence = model.generate(input_ids=self.input_ids, **generation_options(model, tokenizer))
+            self.decoder_ids, self.labels = sequence[:, :-1], sequence[:, 1:]  # (1, T): what was read for each token
+            self.target = tokenizer.decode(self.labels[0], skip_special_tokens=True)
         elif isinstance(target, str):
-            written = tokenizer(text_target=check_characters(target), return_tensors="pt")["input_ids"].to(model.device)
-            self.target = target
+            encoding = tokenizer(text_target=check_characters(target), return_tensors="pt")
+            self.labels, self.target = encoding["input_ids"].to(model.device), target
+            self.decoder_ids = decoder_inputs(model, self.labels)
         else:
             raise TypeError(f"The target of a model that writes is a text, not {target!r}.")
-        self.labels: Tensor = written  # (1, T)
-        self.target_length = written.shape[1]
-        if self.labels.shape[1] == 0:
+        self.target_length = self.labels.shape[1]
+        if self.target_length == 0:
             raise ValueError("The target is empty: there is nothing to explain.")
 
     def outputs(self, rows: int, **inputs: Any) -> Any:
-        ids = decoder_inputs(self.model, self.labels).expand(rows, -1)
+        ids = self.decoder_ids.expand(rows, -1)
         return self.model(**inputs, decoder_input_ids=ids, use_cache=False, return_dict=True)
 
     def value(self, outputs: Any) -> Tensor:

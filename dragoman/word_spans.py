@@ -29,7 +29,7 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int]]) -> list[WordSpan]:
     """The words of ``text`` in order, each with its tokens; words that share a token are one.
 
     ``offsets`` are (start, end) of every token, empty for tokens that stand for no text. Tokens of white space alone
-    belong to the word that follows.
+    belong to the word that follows; the last ones, to the last word.
     """
     words = [match.span() for match in _WORD.finditer("".join(map(_kind, text)))]
     spans: list[WordSpan] = []
@@ -49,6 +49,8 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int]]) -> list[WordSpan]:
             first, last = min(first, before.start), max(last, before.end)
             tokens = before.tokens + tokens
         spans.append(WordSpan(text[first:last], first, last, tokens))
+    if spans and waiting:
+        spans[-1] = spans[-1]._replace(tokens=(*spans[-1].tokens, *waiting))
     return spans
 
 

@@ -17,10 +17,18 @@ def most_tokens(model: Any) -> int:
     return min(MOST_TOKENS, positions - 1)
 
 
-def length_limit(model: Any) -> dict[str, int]:
-    """For generate(), where the model's generation config has none; transformers alone would stop at 20 tokens."""
+def generation_options(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """For generate(), so that it returns one text a row, as the model's generation config says, as a tensor.
+
+    Where that has no limit, transformers alone would stop at 20 tokens.
+    """
     config = model.generation_config
-    return {"max_new_tokens": most_tokens(model)} if config.max_length is None is config.max_new_tokens else {}
+    options: dict[str, Any] = {"num_return_sequences": 1, "return_dict_in_generate": False}
+    if config.max_length is None is config.max_new_tokens:
+        options["max_new_tokens"] = most_tokens(model)
+    if config.stop_strings:
+        options["tokenizer"] = tokenizer
+    return options
 
 
 def given_columns(sequences: Tensor, prompt: Tensor | None) -> int:

@@ -127,7 +127,7 @@ def measure(found: Any, labels: Any, count: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def explain(text: str, label: int, model: Any, tokenizer: Any, max_length: int) -> Evidence:
-    """How much each word speaks for a label: its share ``wₛ (W hₛ)`` of that logit, which is a sum over the tokens."""
+    """How much each word speaks for a label: its share ``wₛ (W hₛ)`` of that logit, less its mean over the labels."""
     encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     outputs = model(torch.tensor([encoded["input_ids"]], device=model.device), output_hidden_states=True)
     direction = model.classifier.weight[label] - model.classifier.weight.mean(0)
@@ -181,7 +181,7 @@ def draw(words: Evidence, label: str, file: Path) -> None:
     colors = ["tab:green" if share > 0 else "tab:red" for _, share in words]
     axis.barh(range(len(words)), [share for _, share in words], color=colors)
     axis.set(yticks=range(len(words)), yticklabels=[word for word, _ in words])
-    axis.set_xlabel(f"mean share of the logit of {label!r}")
+    axis.set_xlabel(f"mean share of the logit of {label!r}, centred")
     figure.savefig(file, dpi=120)
     plt.close(figure)
     print(f"\nPicture: {file}")

@@ -409,3 +409,96 @@ def test_long_texts_and_large_vocabularies_are_read_few_at_a_time(
     heads = writer.config.num_attention_heads
     row = heads * (len(source) + len(target)) ** 2 + len(target) * writer.config.vocab_size
     assert max(rows) == max(1, 10_000 // row) < 64
+
+
+def test_white_space_at_the_end_is_of_the_text_too(tokenizer: DragomanTokenizer) -> None:
+    """Else p(x), from which faithfulness counts, would be that of another text."""
+    model = classifier(tokenizer)
+    for space in ("   ", " \n", "\t"):
+        found = attribute(model, tokenizer, TEXT + space, 0)
+        assert [word.text for word in found.words] == words(TEXT, tokenizer)
+        explained: Any = found.explained
+        everything = explained.of_parts([[token for word in explained.words for token in word.tokens]])
+        assert float(everything) == pytest.approx(found.value, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Bart", "MBart"])
+def test_what_was_written_is_read_as_it_was_written(name: str, tokenizer: DragomanTokenizer) -> None:
+    """Behind the start token of generate(), whatever labels would make of it."""
+    ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos")}
+    config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), attention_dropout=0.0, **SIDES, **ids)
+    config._attn_implementation = "eager"
+    model = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config)).eval()
+    model.generation_config.update(decoder_start_token_id=50, max_new_tokens=6, min_new_tokens=6)
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    written = model.generate(**inputs)
+    assert written.shape == (1, 7)
+    with torch.no_grad():
+        outputs = model(**inputs, decoder_input_ids=written[:, :-1], output_attentions=True)
+    log_p = outputs.logits.log_softmax(-1).gather(2, written[:, 1:, None]).sum()
+    assert attribute(model, tokenizer, TEXT).value == pytest.approx(float(log_p), rel=1e-5)
+    links = align(model, tokenizer, TEXT, units="tokens")
+    cross = torch.stack(outputs.cross_attentions).mean((0, 2))[0]  # (T, S)
+    torch.testing.assert_close(links.weights, cross[: len(links.target), : len(links.source)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("ModernBert", {"classifier_pooling": "mean"}),
+        ("ModernBert", {"classifier_pooling": "cls"}),
+        ("XLNet", {"summary_type": "last", "d_inner": 32, "n_layer": 2, "n_head": 4}),
+    ],
+)
+def test_heads_say_what_they_read(name: str, fields: dict[str, Any], tokenizer: DragomanTokenizer) -> None:
+    ids = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("pad", "eos", "bos")}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    sizes = {"d_model": 32} if name == "XLNet" else {**sizes, "cls_token_id": 1, "sep_token_id": 2}
+    config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **ids, **sizes, **fields)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    if name == "XLNet":
+        with pytest.raises(ValueError, match="Which state XLNetForSequenceClassification reads is not known"):
+            attribute(model, tokenizer, TEXT, method="attention")
+        return
+    with torch.no_grad():
+        last = model(**tokenizer(TEXT, return_tensors="pt"), output_attentions=True).attentions[-1].mean(1)[0]
+    expected = last.mean(0) if fields["classifier_pooling"] == "mean" else last[0]
+    found = attribute(model, tokenizer, TEXT, method="attention").scores
+    torch.testing.assert_close(found.float(), expected)
+
+
+def test_the_model_and_torch_stay_as_they_were(writer: Any, tokenizer: DragomanTokenizer) -> None:
+    """A frozen part too; and whoever set TF32 by torch's newer names."""
+    conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+    writer.train()
+    writer.get_encoder().eval()
+    modes = {name: module.training for name, module in writer.named_modules()}
+    conv.fp32_precision = "ieee"
+    try:
+        attribute(writer, tokenizer, TEXT, TARGET)
+        assert {name: module.training for name, module in writer.named_modules()} == modes
+        assert torch.backends.cudnn.enabled
+    finally:
+        conv.fp32_precision = before
+        writer.eval()
+
+
+def test_stop_strings_of_the_model(tokenizer: DragomanTokenizer) -> None:
+    model = build(tiny(vocab_size=len(tokenizer)))
+    model.generation_config.update(stop_strings=["zz"], max_new_tokens=5)
+    written = tokenizer.decode(model.generate(**tokenizer(TEXT, return_tensors="pt"), tokenizer=tokenizer)[0], True)
+    assert attribute(model, tokenizer, TEXT).target == written
+    assert "".join(align(model, tokenizer, TEXT).target) == "".join(written.split())
+
+
+def test_log_odds_are_as_exact_as_the_logits(tokenizer: DragomanTokenizer) -> None:
+    model = classifier(tokenizer).bfloat16()
+    with torch.no_grad():
+        logits = model(**tokenizer(TEXT, return_tensors="pt")).logits.double()[0]
+    expected = logits[0] - logits[1:].logsumexp(0)
+    assert attribute(model, tokenizer, TEXT, 0).value == pytest.approx(float(expected), abs=1e-5)
