@@ -75,18 +75,23 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def dense_mask(mask: Any, causal: bool, queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """Whatever form an implementation asked its mask in, as one that the reference can add."""
+def dense_mask(
+    mask: Any, causal: bool, queries: int, keys: int, device: torch.device, at_the_end: bool = False
+) -> Tensor | None:
+    """Whatever form an implementation asked its mask in, as one that the reference can add.
+
+    ``at_the_end`` where an implementation that is given none takes the queries for the last of the keys.
+    """
     if isinstance(mask, BlockMask):
         return create_mask(mask.mask_mod, mask.shape[0], 1, queries, keys, device)
     if mask is not None and mask.dim() == 4:
         return mask
-    # None and (B, S) leave causality to the kernel: SDPA aligns it top left, flash attention bottom right.
+    # None and (B, S) leave causality to the kernel: SDPA, which has no (B, S), aligns it top left.
     if mask is None and not causal:
         return None
     dense = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
     if causal and queries > 1:
-        dense = dense.tril(0 if mask is None else keys - queries)
+        dense = dense.tril(0 if mask is None and not at_the_end else keys - queries)
     return dense if mask is None else dense & mask[:, None, None, -keys:].bool()
 
 
@@ -144,7 +149,12 @@ class Attention(nn.Module):
             return self.o_proj(output.flatten(2)), None  # (1, T, C)
         if position_bias is not None:
             options["position_bias"] = position_bias.to(query.dtype).expand(x.shape[0], -1, -1, -1)
-        dense = partial(dense_mask, mask, self.is_causal, query.shape[2], key.shape[2], query.device)
+        if isinstance(mask, Tensor) and mask.dim() == 4:
+            mask = mask if mask.is_floating_point() else mask.bool()
+            if implementation == "flex_attention":  # would add True as a number; its kernel for the CPU crashes
+                attend = eager_attention
+        shape = (query.shape[2], key.shape[2], query.device, "flash" in implementation)
+        dense = partial(dense_mask, mask, self.is_causal, *shape)
         if implementation == "sdpa" and trains_on_few_keys(query, key, key.shape[2]):
             attend, mask = eager_attention, dense()
         output, weights = attend(self, query, key, value, mask, dropout=dropout, **options)
@@ -158,7 +168,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if source is not None and cache is not None and cache.is_updated.get(self.layer_idx):
             layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
-            return layer.keys, layer.values
+            return _first(source.shape[1], layer.keys, layer.values)
         attended = x if source is None else source
         key, value = self._split_heads(self.k_proj(attended)), self._split_heads(self.v_proj(attended))
         if rotary is not None:
@@ -168,7 +178,12 @@ class Attention(nn.Module):
         if source is None:
             return cache.self_attention_cache.update(key, value, self.layer_idx)
         cache.is_updated[self.layer_idx] = True
-        return cache.cross_attention_cache.update(key, value, self.layer_idx)
+        return _first(source.shape[1], *cache.cross_attention_cache.update(key, value, self.layer_idx))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, H·D) -> (B, H, T, D)
+
+
+def _first(length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """A static cache may have room for a longer source."""
+    return key[:, :, :length], value[:, :, :length]

@@ -26,7 +26,7 @@ from .initialization import mark_branch_outputs
 from .packing import bias_of, pack, packed_positions
 from .padding import check_target
 from .position_biases import BIASED_SCHEMES
-from .position_encodings import positions_of
+from .position_encodings import positions_of, refuse_to_guess
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -203,14 +203,23 @@ class Decoder(nn.Module):
             return position_ids, position_ids
         past = 0 if cache is None else cache.get_seq_length()  # a tensor in a static cache
         total = length if cache is None else cache.self_attention_cache.get_mask_sizes(length, 0)[0]
+        known = attention_mask.shape[-1] if isinstance(attention_mask, Tensor) else total
+        if isinstance(past, int) and known < past + length:
+            raise ValueError(
+                f"decoder_attention_mask has {known} columns, and the cache holds {past} tokens before these {length}: "
+                f"pass a mask of all {past + length}."
+            )
         keys = positions_of(attention_mask if isinstance(attention_mask, Tensor) else None, total, x.device)
         keys = F.pad(keys, (0, total - keys.shape[1]))  # a static cache has room that the mask does not know
         columns = torch.arange(length, device=x.device) + past
         if position_ids is None:
+            refuse_to_guess(attention_mask)
             return keys[:, columns], keys
         if self.config.position_encoding in BIASED_SCHEMES and (isinstance(past, Tensor) or past > 0):
             raise ValueError(
                 f"With position_encoding={self.config.position_encoding!r}, decoder_position_ids cannot continue a "
                 "cache, which does not keep the positions of its keys: pass decoder_attention_mask instead."
             )
-        return position_ids, keys.expand(len(position_ids), -1).index_copy(1, columns, position_ids)
+        rows = max(len(keys), len(position_ids))
+        given = position_ids.to(keys.dtype).expand(rows, -1)
+        return position_ids, keys.expand(rows, -1).index_copy(1, columns, given)

@@ -111,12 +111,12 @@ class DragomanModel(DragomanPreTrainedModel):
                 max_seq_len,
                 return_dict=True,
             )
+        encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
         if attention_mask is not None and attention_mask.dim() == 4:  # of source to source, (B, 1, S, S)
             rows, columns = attention_mask.shape[2:]
             if rows in (1, columns):
-                seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-                attention_mask = seen.any(2)[:, 0]
-        encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
+                seen = attention_mask >= 0 if attention_mask.is_floating_point() else attention_mask.bool()
+                attention_mask = seen.any(2)[:, 0].expand(len(encoder_outputs.last_hidden_state), -1)
         decoder_outputs = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,

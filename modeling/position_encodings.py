@@ -19,8 +19,22 @@ def positions_of(attention_mask: Tensor | None, length: int, device: torch.devic
         return torch.arange(length, device=device)[None]
     if attention_mask.dim() == 4:  # prepared already: the last query sees every key that is there
         last = attention_mask[:, 0, -1]
-        attention_mask = last if last.dtype == torch.bool else last >= 0
+        attention_mask = last >= 0 if last.is_floating_point() else last.bool()
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def refuse_to_guess(attention_mask: Any) -> None:
+    """Raises ValueError for a prepared mask whose last query does not see all that others see."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() < 4 or attention_mask.device.type != "cpu":
+        return
+    if torch.compiler.is_compiling() or attention_mask.shape[2] == 1:
+        return
+    seen = attention_mask[:, 0] >= 0 if attention_mask.is_floating_point() else attention_mask[:, 0].bool()
+    if not torch.equal(seen.any(1), seen[:, -1]):
+        raise ValueError(
+            "In this 4-D decoder_attention_mask the last token does not see all that others see, so it does not tell "
+            "where they stand: pass decoder_position_ids (B, T) with it."
+        )
 
 
 class SinusoidalPositions(nn.Module):

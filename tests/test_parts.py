@@ -22,7 +22,8 @@ from dragoman.modeling.position_encodings import (
 from dragoman.modeling.residual import Residual
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import BartConfig, T5Config
+from transformers import BartConfig, DynamicCache, EncoderDecoderCache, T5Config
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -79,6 +80,7 @@ class TestPositions:
         assert positions_of(mask, 5, mask.device).tolist() == expected
         causal = torch.ones(5, 5, dtype=torch.bool).tril() & mask[:, None, None].bool()
         assert positions_of(causal, 5, mask.device).tolist() == expected
+        assert positions_of(causal.long(), 5, mask.device).tolist() == expected
         additive = torch.where(causal, 0.0, -1e9)
         assert positions_of(additive, 5, mask.device).tolist() == expected
 
@@ -247,12 +249,27 @@ class TestAttention:
         found = ours(x, mask=None, position_bias=bias(positions, positions))[0]
         torch.testing.assert_close(found, expected)
 
+    def test_weights_beside_flash_attention_that_goes_on_with_a_cache(self) -> None:
+        """It is given no mask where nothing is padded, and takes the queries for the last tokens."""
+        config = presets.tiny(hidden_size=32, position_encoding="none")
+        attention = filled(Attention(config, 4, 4, 0, is_causal=True))
+        x, causal = normal(2, 8, 32), torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        expected = attention(x, mask=causal, output_attentions=True)[1][:, :, 5:]
+        ALL_ATTENTION_FUNCTIONS.register("flash_for_a_test", lambda _, query, *__, **___: (query.transpose(1, 2), None))
+        config._attn_implementation = "flash_for_a_test"
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        attention(x[:, :5], mask=None, cache=cache)
+        found = attention(x[:, 5:], mask=None, cache=cache, output_attentions=True)[1]
+        torch.testing.assert_close(found, expected)
+
     def test_masks_of_any_form_become_dense(self) -> None:
         device, real = torch.device("cpu"), torch.tensor([[1, 1, 0], [0, 1, 1]])
         assert dense_mask(None, False, 2, 3, device) is None
         lower = [[True, False, False], [True, True, False], [True, True, True]]
         assert dense_mask(None, True, 3, 3, device)[0, 0].tolist() == lower
         assert dense_mask(None, True, 1, 3, device).all()  # one query, all of a cache
+        last = dense_mask(None, True, 2, 3, device, at_the_end=True)  # flash attention, where nothing is padded
+        assert last[0, 0].tolist() == lower[1:]
         two = dense_mask(real, True, 2, 3, device)  # flash attention: aligned at the end, padding dropped
         assert two[:, 0].tolist() == [[[True, True, False]] * 2, [[False, True, False], [False, True, True]]]
         block = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 3, 3, device="cpu")
