@@ -30,7 +30,7 @@ def is_other(config: DragomanConfig, name: str, value: Any) -> bool:
     if value is not None or found is None:
         return bool(found != value)
     heads = (config.encoder_num_attention_heads, config.decoder_num_attention_heads)
-    implied = {
+    implied: dict[str, list[Any]] = {
         "source_vocab_size": [config.vocab_size],
         "head_dim": [config.hidden_size / number for number in heads],
         "attention_scale": [config.head_dim_of(number) ** -0.5 for number in heads],
