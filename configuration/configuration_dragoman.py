@@ -122,10 +122,7 @@ class DragomanConfig(DragomanBaseConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         no_rope = self.rope_parameters is None and self.position_encoding != "rotary"
-        try:
-            super().__post_init__(**kwargs)
-        except KeyError as error:  # transformers' way to say that keys of rope_parameters are missing
-            raise ValueError(error.args[0]) from error
+        super().__post_init__(**kwargs)
         if no_rope:
             self.rope_parameters = None  # transformers fills in a default for whoever has the field
 
@@ -146,6 +143,12 @@ class DragomanConfig(DragomanBaseConfig):
 
     def validate_token_ids(self) -> None:
         check_special_tokens(self)
+
+    def validate_rope(self) -> None:
+        try:
+            super().validate_rope()
+        except KeyError as error:  # for what is missing
+            raise ValueError(error.args[0]) from error
 
     def head_dim_of(self, num_attention_heads: int) -> int:
         return self.head_dim or self.hidden_size // num_attention_heads

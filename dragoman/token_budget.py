@@ -41,8 +41,8 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         seed: with the epoch, see ``set_epoch``, decides the batches. accelerate and Trainers set the epoch.
 
     Raises:
-        ValueError: for lengths that do not fit together, what is no whole number or below 1, a budget that no example
-            fits, or an example without tokens to pack.
+        ValueError: for lengths that do not fit together, what is no whole number or below 1, or a budget that no
+            example fits.
     """
 
     def __init__(
@@ -68,12 +68,6 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         if lengths.size and lengths.dtype.kind not in "iu":
             raise ValueError(f"source_lengths and target_lengths must be whole numbers, not {lengths.dtype}.")
         lengths = lengths.astype(np.int64)
-        if packed and (empty := np.flatnonzero(lengths.min(0) == 0)).size:
-            raise ValueError(
-                f"{len(empty):,} of {lengths.shape[1]:,} examples have no source or no target tokens (the first is "
-                f"number {empty[0]}), and cannot be packed: leave them out of the data, or end every sequence with the "
-                "end token."
-            )
         self._lengths: Integers = -(-lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.tokens_per_batch, self.packed, self.seed, self.epoch = tokens_per_batch, packed, seed, 0
         self._examples = self._those_that_fit()

@@ -67,8 +67,15 @@ class DragomanTrainer(Seq2SeqTrainer):
         multiple = getattr(collator, "pad_to_multiple_of", None) or 1
         if packing:
             collator, multiple = DataCollatorForPackedSeq2Seq(self.processing_class, model=self.model), 1
+        lengths = read_lengths(self.train_dataset, packing)
+        if packing and (empty := [i for i, sides in enumerate(zip(*lengths, strict=True)) if 0 in sides]):
+            raise ValueError(
+                f"{len(empty):,} of {len(lengths[0]):,} examples have no source or no target tokens (the first is "
+                f"number {empty[0]}), and cannot be packed: leave them out of the data, or end every sequence with the "
+                "end token."
+            )
         sampler = TokenBudgetBatchSampler(
-            *read_lengths(self.train_dataset, packing),
+            *lengths,
             tokens_per_batch=budget,
             packed=packing,
             pad_to_multiple_of=multiple,
