@@ -99,11 +99,11 @@ def align(
         if targets is None:
             rows = [*_generate(model, tokenizer, inputs)]
             into = [_written(tokenizer, row[1:], units) for row in rows]
-            read = pad_sequence([torch.tensor(row[:-1]) for row in rows], True, tokenizer.pad_token_id)
+            decoder_ids = pad_sequence([torch.tensor(row[:-1]) for row in rows], True, tokenizer.pad_token_id)
         else:
             into = [_side(tokenizer, text, units, text_target=text) for text in targets]
-            read = decoder_inputs(model, pad_sequence([side.ids for side in into], True, -100))
-        weights = _cross_attention(model, inputs, read.to(model.device), layer, head)  # (B, T, S)
+            decoder_ids = decoder_inputs(model, pad_sequence([side.ids for side in into], True, -100))
+        weights = _cross_attention(model, inputs, decoder_ids.to(model.device), layer, head)  # (B, T, S)
     found = [_link(read, wrote, matrix) for read, wrote, matrix in zip(from_texts, into, weights, strict=True)]
     return found[0] if isinstance(source, str) else found
 

@@ -18,6 +18,7 @@ from .int8_loading import register_int8
 from .int8_models import Int8Capable
 from .padding import mask_of_left_padding, mask_of_padding
 from .position_biases import BIASED_SCHEMES
+from .position_encodings import seen_keys
 
 register_int8()
 
@@ -115,8 +116,8 @@ class DragomanModel(DragomanPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 4:  # of source to source, (B, 1, S, S)
             rows, columns = attention_mask.shape[2:]
             if rows in (1, columns):
-                seen = attention_mask >= 0 if attention_mask.is_floating_point() else attention_mask.bool()
-                attention_mask = seen.any(2)[:, 0].expand(len(encoder_outputs.last_hidden_state), -1)
+                seen = seen_keys(attention_mask).any(2)[:, 0]
+                attention_mask = seen.expand(len(encoder_outputs.last_hidden_state), -1)
         decoder_outputs = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,

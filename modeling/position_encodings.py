@@ -18,9 +18,13 @@ def positions_of(attention_mask: Tensor | None, length: int, device: torch.devic
     if attention_mask is None:
         return torch.arange(length, device=device)[None]
     if attention_mask.dim() == 4:  # prepared already: the last query sees every key that is there
-        last = attention_mask[:, 0, -1]
-        attention_mask = last >= 0 if last.is_floating_point() else last.bool()
+        attention_mask = seen_keys(attention_mask)[:, 0, -1]
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def seen_keys(mask: Tensor) -> Tensor:
+    """Of a mask of pairs, in bools: a number that is added is 0 where a query sees a key, an integer 1."""
+    return mask >= 0 if mask.is_floating_point() else mask.bool()
 
 
 def refuse_to_guess(attention_mask: Any) -> None:
@@ -29,7 +33,7 @@ def refuse_to_guess(attention_mask: Any) -> None:
         return
     if torch.compiler.is_compiling() or attention_mask.shape[2] == 1:
         return
-    seen = attention_mask[:, 0] >= 0 if attention_mask.is_floating_point() else attention_mask[:, 0].bool()
+    seen = seen_keys(attention_mask)[:, 0]  # (B, T, S)
     if not torch.equal(seen.any(1), seen[:, -1]):
         raise ValueError(
             "In this 4-D decoder_attention_mask the last token does not see all that others see, so it does not tell "

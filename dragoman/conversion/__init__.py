@@ -20,7 +20,7 @@ from .ctranslate2_files import is_ctranslate2_folder
 from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError, Family, with_ties
 from .registry import family_of, refuse_other_heads
-from .tensors import FolderTensors, dtype_of, tensors_of
+from .tensors import FolderTensors, dtype_of, existing_folder, tensors_of
 
 __all__ = ["ConversionError", "Family", "convert_from", "convert_to"]
 
@@ -89,9 +89,7 @@ def _opened(model_or_folder: Any) -> tuple[Any, Mapping[str, Tensor], Generation
         config = model_or_folder.config
         settings = getattr(model_or_folder, "generation_config", None) or GenerationConfig.from_model_config(config)
         return config, tensors_of(model_or_folder), copy.deepcopy(settings), [type(model_or_folder).__name__]
-    folder = Path(model_or_folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder on this machine; from the Hub fetch it with `hf download`.")
+    folder = existing_folder(model_or_folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)

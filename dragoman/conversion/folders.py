@@ -26,7 +26,7 @@ from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError
 from .probes import Answers, Comparison, ask, compare, room
 from .registry import FAMILIES
-from .tensors import FolderTensors
+from .tensors import FolderTensors, existing_folder
 
 OURS, ENGINE = DragomanConfig.model_type, "ctranslate2"
 # Not a tokenizer's: what is converted, what describes it, and what could run.
@@ -52,8 +52,7 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         NotADirectoryError: for a ``source`` that is not there.
         FileExistsError: for a ``target`` that is there already and not empty. On any error nothing is left in it.
     """
-    if not source.is_dir():
-        raise NotADirectoryError(f"{source} is not a folder on this machine; from the Hub fetch it with `hf download`.")
+    existing_folder(source)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a new folder.")
     if is_ctranslate2_folder(source):

@@ -1,6 +1,7 @@
 """A model's tensors by name: copies of those in memory, or read from a folder one by one."""
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..modeling.checkpoint_files import check_safetensors, shard_names
+
+
+def existing_folder(name: str | os.PathLike[str]) -> Path:
+    """Raises NotADirectoryError for what is none, such as a name on the Hub."""
+    if not Path(name).is_dir():
+        raise NotADirectoryError(f"{name} is not a folder on this machine; from the Hub fetch it with `hf download`.")
+    return Path(name)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
