@@ -86,6 +86,7 @@ FIRST = {
     "dragoman/plotting.py": "explanation",
     "dragoman/word_spans.py": "attribution",
     "dragoman/lengths.py": "token_budget",
+    "dragoman/muon.py": "muon",
     "dragoman/token_budget.py": "token_budget",
     "dragoman/trainer.py": "trainer token_training",
     "dragoman/training_arguments.py": "token_training",

@@ -30,6 +30,7 @@ from .modeling.modeling_conditional_generation import DragomanForConditionalGene
 from .modeling.modeling_dragoman import DragomanEncoderModel, DragomanModel
 from .modeling.modeling_dragoman_recurrent import DragomanRecurrentForConditionalGeneration, DragomanRecurrentModel
 from .modeling.modeling_sequence_classification import DragomanForSequenceClassification
+from .muon import MuonAdamW
 from .packing import DataCollatorForPackedSeq2Seq
 from .pipelines import register_pipelines
 from .quantization import quantize
@@ -73,6 +74,7 @@ __all__ = [
     "DragomanTrainingArguments",
     "EnsembleLogitsProcessor",
     "ExponentialMovingAverageCallback",
+    "MuonAdamW",
     "TokenBudgetBatchSampler",
     "__version__",
     "align",

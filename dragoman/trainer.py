@@ -20,6 +20,7 @@ from .lengths import read_lengths
 from .model_cards import CARD, adopt, refresh
 from .modeling.checkpoint_saving import CheckpointSaving
 from .modeling.loss import IGNORE_INDEX
+from .muon import MuonAdamW
 from .packing import DataCollatorForPackedSeq2Seq
 from .token_budget import TokenBudgetBatchSampler
 from .wall_clock import WallClock
@@ -51,6 +52,16 @@ class DragomanTrainer(Seq2SeqTrainer):
         given: Any = self.args
         if getattr(given, "max_minutes", None) is not None:
             self.add_callback(WallClock(given.max_minutes, given.schedule_by_clock))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        args = self.args
+        if self.optimizer is None and getattr(args, "muon", False):
+            betas = (args.adam_beta1, args.adam_beta2)
+            trained = self.model if model is None else model
+            self.optimizer = MuonAdamW(
+                trained, args.learning_rate, args.weight_decay, betas=betas, eps=args.adam_epsilon
+            )
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args: Any = self.args

@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 
 @dataclass
 class DragomanTrainingArguments(Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` for ``DragomanTrainer``: by numbers of tokens, by the clock.
+    """``Seq2SeqTrainingArguments`` for ``DragomanTrainer``: by numbers of tokens, by the clock, by Muon.
 
     Args:
         tokens_per_batch (`int`, *optional*):
@@ -25,6 +25,9 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
         schedule_by_clock (`bool`, *optional*, defaults to `False`):
             Let the learning rate reach its end with ``max_minutes`` instead, for a run that is to end there; see
             `WallClock`. Needs ``max_minutes``.
+        muon (`bool`, *optional*, defaults to `False`):
+            Train the matrices of the layers by Muon, and all else by AdamW; see `MuonAdamW`. ``learning_rate``,
+            ``weight_decay`` and what ``adam_`` begins with mean what they do for AdamW.
 
     Raises:
         ValueError: for a value out of range, or one that contradicts another.
@@ -42,9 +45,13 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
     schedule_by_clock: bool = field(
         default=False, metadata={"help": "Let the learning rate reach its end with --max_minutes."}
     )
+    muon: bool = field(default=False, metadata={"help": "Train the matrices of the layers by Muon, the rest by AdamW."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        optim: Any = self.optim
+        if self.muon and optim.value not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(f"muon=True leaves the other weights to torch's AdamW, and optim={optim.value!r} is none.")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes={self.max_minutes!r} must be above 0, or None.")
         if self.schedule_by_clock and self.max_minutes is None:

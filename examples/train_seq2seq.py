@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
 
     model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
     args.generation_num_beams = args.generation_num_beams or 1  # while training
-    trainer_class = DragomanTrainer if args.tokens_per_batch or args.max_minutes else Seq2SeqTrainer
+    trainer_class = DragomanTrainer if args.tokens_per_batch or args.max_minutes or args.muon else Seq2SeqTrainer
     trainer = trainer_class(
         model=model,
         args=args,

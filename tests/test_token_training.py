@@ -425,7 +425,7 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "texts": ["one two", "three"],
     }
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
-    assert len(snippets) == 9
+    assert len(snippets) == 11
     for snippet in snippets:
         if "average_checkpoints(" in snippet:
             assert names["args"].max_minutes == 50
@@ -440,6 +440,7 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names["ids"].shape == (2, 61)
     assert names["multilingual"](["a dog"], target_language="fr").tokens()[0] == "<2fr>"
     assert names["letters_to_phonemes"]("dx").tokens()[1] == "<unk>"
+    assert names["stock"].optimizer is names["optimizer"]
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0

@@ -321,6 +321,13 @@ def test_batches_by_tokens(script: ModuleType, tmp_path: Path, files: list[str])
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_loss"] > 0
 
 
+def test_muon(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    trainer = script.main(
+        [*TINY, *files, "--do_train", "--muon", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    )
+    assert isinstance(trainer.optimizer.optimizer, dragoman.MuonAdamW)
+
+
 def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
     vocabulary = {token: index for index, token in enumerate(["<unk>", "</s>", "<pad>", *"abcdefABCDEF"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -1,0 +1,212 @@
+"""Muon and AdamW as one optimizer: which weights are whose, what a step does, schedules, saving and resuming."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
+from transformers import BartConfig, BartForConditionalGeneration, Seq2SeqTrainer, default_data_collator
+
+from dragoman import DragomanTrainer, DragomanTrainingArguments, MuonAdamW
+from dragoman.muon import layer_matrices
+from support import batch, build, tiny
+
+LR, DECAY = 1e-2, 0.1
+
+
+def matrix_names(model: nn.Module) -> set[str]:
+    chosen = {id(weight) for weight in layer_matrices(model)}
+    return {name for name, weight in model.named_parameters() if id(weight) in chosen}
+
+
+def in_layers(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}
+
+
+def bart() -> BartForConditionalGeneration:
+    config = BartConfig(
+        vocab_size=20,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    return BartForConditionalGeneration(config)
+
+
+def step(model: nn.Module, *optimizers: torch.optim.Optimizer, seed: int = 0) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    model(**batch(model.config, seed=seed)).loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def groups(optimizer: MuonAdamW) -> dict[int, dict[str, Any]]:
+    return {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"tie_word_embeddings": False, "position_encoding": "relative"}, {"position_encoding": "learned"}],
+    ids=["tied", "untied", "learned"],
+)
+def test_matrices_of_the_layers_are_muons_and_the_rest_is_adamws(overrides: dict[str, Any]) -> None:
+    model = build(tiny(**overrides))
+    assert matrix_names(model) == in_layers(model)
+    whose = groups(MuonAdamW(model, weight_decay=DECAY))
+    assert set(whose) == {id(weight) for weight in model.parameters()}
+    for name, weight in model.named_parameters():
+        group = whose[id(weight)]
+        assert group["muon"] == (name in in_layers(model)), name
+        assert group["weight_decay"] == (DECAY if weight.ndim > 1 else 0.0), name
+
+
+def test_a_stock_model_is_divided_alike() -> None:
+    model = bart()
+    assert matrix_names(model) == in_layers(model)
+
+
+def test_what_does_not_train_is_left_out() -> None:
+    model = build(tiny())
+    frozen = model.model.encoder.layers[0].requires_grad_(False)
+    whose = groups(MuonAdamW(model))
+    assert not set(whose) & {id(weight) for weight in frozen.parameters()}
+    model.requires_grad_(False).get_input_embeddings().requires_grad_(True)
+    with pytest.raises(ValueError, match="no such layer of this DragomanForConditionalGeneration trains"):
+        MuonAdamW(model)
+
+
+def test_a_step_turns_a_matrix_alike_along_all_its_directions() -> None:
+    """Against the singular vectors in float64, which Newton-Schulz does without."""
+    model = build(tiny())
+    before = {name: weight.detach().double() for name, weight in model.named_parameters()}
+    step(model, MuonAdamW(model, LR, weight_decay=DECAY))
+    for name in in_layers(model):
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        m, n = weight.shape
+        u, s, v = torch.linalg.svd(weight.grad.double(), full_matrices=False)
+        change = (1 - LR * DECAY) * before[name] - weight.detach().double()
+        along = u.T @ (change / (0.2 * LR * math.sqrt(max(m, n)))) @ v.T
+        told = int((s > 0.03 * s[0]).sum())  # Newton-Schulz in bfloat16 does not tell what is smaller from nothing
+        assert told > 4
+        torch.testing.assert_close(along[:told, :told], torch.eye(told, dtype=torch.double), atol=0.4, rtol=0)
+
+
+def test_steps_are_those_of_the_two_optimizers_side_by_side() -> None:
+    ours, theirs = build(tiny(dropout=0.0)).train(), build(tiny(dropout=0.0)).train()
+    optimizer = MuonAdamW(ours, LR, DECAY, betas=(0.8, 0.9), eps=1e-6)
+    named = dict(theirs.named_parameters())
+    matrices = [named.pop(name) for name in sorted(in_layers(theirs))]
+    flat = [weight for weight in named.values() if weight.ndim < 2]
+    tables = [weight for weight in named.values() if weight.ndim > 1]
+    muon = Muon(matrices, LR, DECAY, adjust_lr_fn="match_rms_adamw")
+    adamw = AdamW([{"params": tables}, {"params": flat, "weight_decay": 0.0}], LR, (0.8, 0.9), 1e-6, DECAY, fused=True)
+    for seed in range(4):
+        step(ours, optimizer, seed=seed)
+        step(theirs, muon, adamw, seed=seed)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("way", ["state", "copy"])
+def test_what_is_saved_goes_on(way: str) -> None:
+    whole = build(tiny(dropout=0.0)).train()
+    optimizer = MuonAdamW(whole, LR, DECAY)
+    for seed in range(3):
+        step(whole, optimizer, seed=seed)
+    if way == "copy":
+        broken, other = copy.deepcopy((whole, optimizer))
+    else:
+        broken = copy.deepcopy(whole)
+        other = MuonAdamW(broken, 1.0)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(3, 6):
+        step(whole, optimizer, seed=seed)
+        step(broken, other, seed=seed)
+    for one, another in zip(whole.parameters(), broken.parameters(), strict=True):
+        torch.testing.assert_close(one, another, rtol=0, atol=0)
+
+
+def test_a_closure_is_called_with_gradients() -> None:
+    model = build(tiny())
+    optimizer = MuonAdamW(model)
+
+    def closure() -> Tensor:
+        loss: Tensor = model(**batch(model.config)).loss
+        loss.backward()
+        return loss
+
+    before = model.model.encoder.layers[0].feed_forward.up_proj.weight.clone()
+    loss = optimizer.step(closure)
+    assert loss is not None
+    assert loss.requires_grad
+    assert not torch.equal(before, model.model.encoder.layers[0].feed_forward.up_proj.weight)
+
+
+def trainer(folder: Path, trainer_class: Any = DragomanTrainer, **arguments: Any) -> Any:
+    model = build(tiny(dropout=0.0))
+    data = [batch(model.config, seed=seed) for seed in range(2)]
+    given = {
+        "learning_rate": LR,
+        "weight_decay": DECAY,
+        "adam_beta2": 0.9,
+        "adam_epsilon": 1e-6,
+        "lr_scheduler_type": "linear",
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "save_steps": 3,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return trainer_class(
+        model=model,
+        args=DragomanTrainingArguments(str(folder), **{**given, **arguments}),
+        data_collator=default_data_collator,
+        train_dataset=[{name: one[name][row] for name in one} for one in data for row in range(4)],
+    )
+
+
+def weights(run: Any) -> dict[str, Tensor]:
+    return dict(run.model.named_parameters())
+
+
+def test_the_trainer_takes_it_and_goes_on_with_it_exactly(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", muon=True)
+    whole.train()
+    optimizer = whole.optimizer.optimizer
+    assert isinstance(optimizer, MuonAdamW)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}, "the schedule leads all groups"
+    for group in optimizer.param_groups:
+        assert group["muon"] or (group["betas"], group["eps"]) == ((0.9, 0.9), 1e-6)
+        assert group["weight_decay"] == (DECAY if group["params"][0].ndim > 1 else 0.0)
+    resumed = trainer(tmp_path / "whole", muon=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert whole.state.global_step == resumed.state.global_step == 8
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+def test_a_stock_trainer_takes_it_by_hand(tmp_path: Path) -> None:
+    ours, stock = trainer(tmp_path / "ours", muon=True), trainer(tmp_path / "stock", Seq2SeqTrainer)
+    stock.optimizer = MuonAdamW(stock.model, LR, DECAY, betas=(0.9, 0.9), eps=1e-6)
+    plain = trainer(tmp_path / "plain")
+    for run in (ours, stock, plain):
+        run.train()
+    torch.testing.assert_close(weights(stock), weights(ours), rtol=0, atol=0)
+    assert isinstance(plain.optimizer.optimizer, AdamW)
+
+
+def test_another_optimizer_is_refused_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"muon=True leaves the other weights to torch's AdamW, and optim='adafactor' is none"
+    ):
+        DragomanTrainingArguments(str(tmp_path), muon=True, optim="adafactor", use_cpu=True)
