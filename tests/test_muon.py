@@ -111,6 +111,8 @@ def test_steps_are_those_of_the_two_optimizers_side_by_side() -> None:
     muon = Muon(matrices, LR, DECAY, adjust_lr_fn="match_rms_adamw")
     adamw = AdamW([{"params": tables}, {"params": flat, "weight_decay": 0.0}], LR, (0.8, 0.9), 1e-6, DECAY, fused=True)
     for seed in range(4):
+        for group in [group for each in (optimizer, muon, adamw) for group in each.param_groups]:
+            group["lr"] = LR / (1 + seed)  # as a schedule does
         step(ours, optimizer, seed=seed)
         step(theirs, muon, adamw, seed=seed)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -203,6 +205,9 @@ def test_a_stock_trainer_takes_it_by_hand(tmp_path: Path) -> None:
         run.train()
     torch.testing.assert_close(weights(stock), weights(ours), rtol=0, atol=0)
     assert isinstance(plain.optimizer.optimizer, AdamW)
+    by_hand = trainer(tmp_path / "by_hand", muon=True)
+    by_hand.optimizer = given = AdamW(by_hand.model.parameters())
+    assert by_hand.create_optimizer() is given
 
 
 def test_another_optimizer_is_refused_beside_it(tmp_path: Path) -> None:
