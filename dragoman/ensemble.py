@@ -54,7 +54,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         for read in self._others:
             logits = read(input_ids, copies).to(scores)
             logs.append(logits.masked_fill(forbidden, -math.inf).log_softmax(-1))
-        return torch.stack(logs).logsumexp(0) - math.log(len(logs))
+        mean = torch.stack(logs).logsumexp(0) - math.log(len(logs))
+        return mean.masked_fill(forbidden, -math.inf)  # nan where a beam has nothing left
 
 
 class Reader:

@@ -136,7 +136,8 @@ class Text2TextPipeline(Pipeline):
         window = max(1, len(inputs)) if whole else batch_size * (WINDOW if batch_size > 1 else 1)
 
         def run() -> Iterator[Records]:
-            rows, first, option = iter_rows(inputs), 0, partial(self._option, forward_params)
+            rows, first = iter_rows(inputs), 0
+            option = partial(self._option, self._prepare_generate_kwargs(forward_params))  # of the pipeline's, too
             with logging.tqdm(total=size, disable=not wanted, unit="text") as bar:
                 while read := list(islice(rows, window)):
                     encoded = [self._encode(row, first + i, preprocess_params) for i, row in enumerate(read)]
@@ -200,18 +201,17 @@ class Text2TextPipeline(Pipeline):
     def _forward(self, model_inputs: Encoded, return_scores: bool = False, **generate_kwargs: Any) -> list[Encoded]:  # type: ignore[override]
         inputs = dict(model_inputs)
         overrides = said(forced_bos_token_id=inputs.pop("forced_bos_token_id"), output_scores=return_scores)
-        options = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True, **overrides)
-        strings = self._option(options, "stop_strings", None)
-        if strings:
+        options = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=return_scores, **overrides)
+        if strings := self._option(options, "stop_strings", None):
             options.setdefault("tokenizer", self.tokenizer)
         output = self.model.generate(**inputs, **options)
-        # beams that no token ends are filled up with -1
-        output.sequences = output.sequences.where(output.sequences >= 0, self.tokenizer.pad_token_id)
-        begins = given_columns(output.sequences, options.get("decoder_input_ids"))
+        ids = output.sequences if return_scores else output
+        ids = ids.where(ids >= 0, self.tokenizer.pad_token_id)  # beams that no token ends are filled up with -1
+        begins = given_columns(ids, options.get("decoder_input_ids"))
         ends = self._option(options, "eos_token_id", None)
         pad = self._option(options, "pad_token_id", None) if options.get("stopping_criteria") else None
-        lengths = written_lengths(output.sequences, begins, ends, strings, options.get("tokenizer"), pad)
-        results = {"ids": output.sequences, "length": begins + lengths}
+        lengths = written_lengths(ids, begins, ends, strings, options.get("tokenizer"), pad)
+        results = {"ids": ids, "length": begins + lengths}
         if return_scores:
             penalty = self._option(options, "length_penalty", 1.0)
             results["score"] = sequence_scores(self.model, output, lengths, penalty)
@@ -219,9 +219,9 @@ class Text2TextPipeline(Pipeline):
         return [{name: value.unflatten(0, (rows, -1))[i] for name, value in results.items()} for i in range(rows)]
 
     def _option(self, options: dict[str, Any], name: str, default: Any) -> Any:
-        """Of the call, its ``generation_config``, or the model's."""
+        """Of the call, its ``generation_config``, or the model's. None is a word of the call alone."""
         places = (options.get("generation_config"), self.model.generation_config)
-        values = [options.get(name), *(getattr(place, name, None) for place in places)]
+        values = [options[name]] if name in options else [getattr(place, name, None) for place in places]
         return next((value for value in values if value is not None), default)
 
     def postprocess(  # type: ignore[override]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
 
 from .ensemble import EnsembleLogitsProcessor
@@ -47,12 +48,13 @@ def for_inputs(options: dict[str, Any], option: Callable[[str, Any], Any], numbe
         # generate() asks for every row it samples, and otherwise for every source
         samples = option("num_return_sequences", 1) if option("num_beams", 1) == 1 else 1
         options = {**options, "prefix_allowed_tokens_fn": lambda row, ids: allowed(numbers[row // samples], ids)}
-    if isinstance(starts := option("decoder_start_token_id", None), list):
+    starts = torch.as_tensor(option("decoder_start_token_id", 0))
+    if starts.dim():
         if max(numbers) >= len(starts):
             raise ValueError(
                 f"decoder_start_token_id has {len(starts)} tokens, one for each input, and there are more."
             )
-        options = {**options, "decoder_start_token_id": [starts[number] for number in numbers]}
+        options = {**options, "decoder_start_token_id": starts[numbers].tolist()}
     for name in ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "encoder_outputs"):
         if (value := options.get(name)) is None:
             continue

@@ -59,6 +59,15 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
             )
         if asked.get("assistant_early_exit") is not None:
             raise NotImplementedError("transformers has no early exit for encoder-decoders: pass an assistant_model.")
+        if asked.get("token_healing"):
+            raise NotImplementedError(
+                "transformers heals the tokens of decoders' prompts alone: leave token_healing out."
+            )
+        if asked.get("guidance_scale") not in (None, 1):
+            raise NotImplementedError(
+                f"guidance_scale={asked['guidance_scale']} would have the prompt of a decoder read again without its "
+                "beginning, and an encoder-decoder's stands in the source: leave it out."
+            )
         if (states := kwargs.get("encoder_outputs")) is not None:
             kwargs["encoder_outputs"] = copy.copy(as_encoder_output(self.encoder_output_class, states))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs

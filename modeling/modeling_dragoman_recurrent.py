@@ -184,7 +184,7 @@ class DragomanRecurrentForConditionalGeneration(
         self, generation_config: Any, model_kwargs: Any, generation_mode: GenerationMode, *_: Any, **__: Any
     ) -> Any:
         # Private in transformers, which would make a cache of keys and values.
-        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+        if generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
             raise NotImplementedError(
                 "A recurrent state cannot take back tokens that turn out wrong: leave out assistant_model and "
                 "prompt_lookup_num_tokens."

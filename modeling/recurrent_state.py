@@ -21,7 +21,7 @@ class RecurrentState:
     values: Tensor | None = None  # (B, S, C)
     length: int = 0  # decoder columns seen, padding included
 
-    is_compileable = False  # asked by generate()
+    is_compileable = is_croppable = False  # asked by generate()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length

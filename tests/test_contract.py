@@ -327,6 +327,10 @@ class TestClearErrors:
             model.generate(source, assistant_early_exit=1)
         with pytest.raises(NotImplementedError, match="leave prefill_chunk_size out"):
             model.generate(source, prefill_chunk_size=2)
+        with pytest.raises(NotImplementedError, match="leave token_healing out"):
+            model.generate(source, token_healing=True)
+        with pytest.raises(NotImplementedError, match=r"guidance_scale=1\.5 would have the prompt of a decoder read"):
+            model.generate(source, guidance_scale=1.5)
         with pytest.raises(NotImplementedError, match="no continuous batching"):
             model.generate_batch([[4, 5]])
         with pytest.raises(NotImplementedError, match="no continuous batching"):
@@ -343,6 +347,8 @@ class TestClearErrors:
         for assistance in ({"assistant_model": build(config)}, {"prompt_lookup_num_tokens": 2}):
             with pytest.raises(NotImplementedError, match="cannot take back tokens"):
                 model.generate(source, **assistance)
+        with pytest.raises(NotImplementedError, match="cannot take back tokens"):
+            build(tiny(vocab_size=config.vocab_size)).generate(source, assistant_model=model)
         with pytest.raises(TypeError, match="takes no packed batches"):
             dragoman.DataCollatorForPackedSeq2Seq(model=model)
         with pytest.raises(TypeError, match="quantize takes a Transformer of Dragoman's"):

@@ -189,6 +189,8 @@ def test_scores_are_probabilities_of_what_is_allowed() -> None:
         found = together(prefix, scores)
         torch.testing.assert_close(found.exp(), expected)
         assert found.dtype == torch.float32
+    logits[3] = -math.inf  # a beam for which nothing is left
+    torch.testing.assert_close(together(prefix, logits)[3], logits[3])
 
 
 def test_without_a_mask_padding_is_read_off_the_ids() -> None:

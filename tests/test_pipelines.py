@@ -315,7 +315,8 @@ def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
         ids = [[int(record["generated_token_ids"][1]) for record in row] for row in found]
         assert [row[: 3 - beams] for row in ids] == [[first] * (3 - beams) for first in firsts]
     starts = {"decoder_start_token_id": firsts}
-    for given in (starts, {"generation_config": GenerationConfig(**starts)}):
+    as_tensor = {"decoder_start_token_id": torch.tensor(firsts)}
+    for given in (starts, as_tensor, {"generation_config": GenerationConfig(**starts)}):
         found = pipe(TEXTS, batch_size=3, **given, **options)
         assert [int(record["generated_token_ids"][0]) for record in found] == firsts
     with pytest.raises(ValueError, match="decoder_start_token_id has 8 tokens, one for each input, and there are more"):
@@ -328,6 +329,47 @@ def test_arguments_with_a_row_an_input(pipe: Text2TextPipeline) -> None:
         pipe("abc", logits_processor=together, **options)
     with pytest.raises(ValueError, match="decoder_input_ids has a row for each input, and the pipeline batches"):
         pipe(TEXTS[:2], decoder_input_ids=torch.tensor([[start, 7], [start, 8]]), **options)
+
+
+def test_arguments_of_the_pipeline_are_arguments_of_each_call(pipe: Text2TextPipeline) -> None:
+    firsts = [4 + i for i in range(len(TEXTS))]
+
+    def allowed(number: int, ids: torch.Tensor) -> list[int]:
+        return [firsts[number]] if len(ids) == 1 else list(range(4, 20))
+
+    def made(**options: Any) -> Any:
+        return pipeline(TASK, model=pipe.model, tokenizer=pipe.tokenizer, device="cpu", batch_size=3, **options)
+
+    options = {"max_new_tokens": 5, "return_tensors": True}
+    cases = ({"num_beams": 2}, {"do_sample": True}, {"do_sample": True, "num_beams": 2})
+    for case in cases:
+        call = {"prefix_allowed_tokens_fn": allowed, **options}
+        found = made(num_return_sequences=2, **case)(TEXTS, **call)
+        assert [int(row[0]["generated_token_ids"][1]) for row in found] == firsts
+        found = made(**case)(TEXTS, num_return_sequences=2, **call)
+        assert [int(row[0]["generated_token_ids"][1]) for row in found] == firsts
+    found = made(decoder_start_token_id=firsts)(TEXTS, **options)
+    assert [int(record["generated_token_ids"][0]) for record in found] == firsts
+
+
+def test_an_end_token_that_is_switched_off_ends_nothing(pipe: Text2TextPipeline) -> None:
+    found = pipe(TEXTS, eos_token_id=None, max_new_tokens=8, return_tensors=True, batch_size=3)
+    assert [len(record["generated_token_ids"]) for record in found] == [9] * len(TEXTS)
+
+
+def test_only_scores_ask_for_more_than_tokens(pipe: Text2TextPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else finished rows are computed to the end, and a cache is built that nobody reads."""
+    seen, generate = [], pipe.model.generate
+
+    def spy(**options: Any) -> Any:
+        seen.append(options["return_dict_in_generate"])
+        return generate(**options)
+
+    monkeypatch.setattr(pipe.model, "generate", spy)
+    plain, scored = (pipe(TEXTS, return_scores=scores, max_new_tokens=5) for scores in (False, True))
+    assert set(seen[: len(seen) // 2]) == {False}
+    assert set(seen[len(seen) // 2 :]) == {True}
+    assert [record["generated_text"] for record in plain] == [record["generated_text"] for record in scored]
 
 
 def test_what_stock_pipelines_hand_on() -> None:

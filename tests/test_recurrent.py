@@ -8,9 +8,11 @@ import pytest
 import torch
 from dragoman.modeling.recurrent_attention import RecurrentAttention, additive_score, attend, dot_score
 from dragoman.modeling.recurrent_layers import RecurrentLayers
+from dragoman.modeling.recurrent_state import RecurrentState
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, DynamicCache
+from transformers.generation.utils import DeferredStopCheck
 
 from dragoman import DragomanRecurrentConfig, DragomanRecurrentForConditionalGeneration
 from support import gradients
@@ -373,6 +375,10 @@ class TestTheState:
             model.generate(source, cache_implementation="static")
         with pytest.raises(TypeError, match="must be a RecurrentState, of a recurrent model, got DynamicCache"):
             model(source, decoder_input_ids=source, past_key_values=DynamicCache())
+
+    def test_what_transformers_asks_a_cache_for_on_mps(self) -> None:
+        mps = torch.device("mps")
+        assert not DeferredStopCheck.is_supported(mps, RecurrentState(), cache_is_returned=True, is_assistant=False)
 
     @pytest.mark.parametrize("kind", KINDS, ids=str)
     def test_masks_as_wide_as_what_they_mask(self, kind: tuple[Any, ...]) -> None:
