@@ -28,7 +28,7 @@ def in_one_line(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]{escape(str(error))}[/red]")
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
 
 
@@ -78,11 +78,11 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint on this mac
     """
     from .verification import verify as find_out
 
-    console = Console()
+    console = Console(emoji=False)
     try:
         findings = find_out(folder)
     except NotADirectoryError as error:
-        Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
+        Console(stderr=True, emoji=False).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(2) from error
     table = Table("File", "Kind", "Verdict")
     for finding in findings:
@@ -168,7 +168,7 @@ def explain(
         attribution = find_words(checkpoint, text, target, tgt_lang, method=method, units=units)
         if html is not None:
             html.write_text(to_html(attribution), "utf-8")
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, emoji=False)
     console.print(f"[bold]{escape(attribution.target)}[/bold] ({attribution.method}, {attribution.value:.3f})")
     console.print(to_terminal(attribution))
     console.print(legend(attribution))

@@ -151,7 +151,7 @@ def attention(explained: ExplainedOutput) -> Tensor:
         return torch.stack(weights).mean(dim=(0, 2, 3))[0]  # (L, 1, H, T, S) → (S,)
     own = getattr(outputs, "attentions", None)
     if own:
-        return explained.readout(outputs) @ own[-1][0].mean(dim=0)
+        return explained.readout(outputs) @ own[-1][0].float().mean(dim=0)
     raise ValueError(
         "The model returned no attention over its source: a recurrent model with attention='none' has none (use "
         "method='leave_one_out'), other models may need attn_implementation='eager'."

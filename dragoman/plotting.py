@@ -1,5 +1,6 @@
 """Pictures of attention and attribution by matplotlib: ``figure.savefig("picture.svg")``, or ``.png``."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 from warnings import warn
@@ -95,15 +96,24 @@ def draw_highlighted(attribution: Attribution, width: float = 8.0) -> Figure:
         left += size
     height = LINE * (line + 1) + MARGIN
     figure.set_size_inches(width, height)
-    title = f"{attribution.target}   ({attribution.method})"
-    figure.text(MARGIN, height - LINE * 0.75, title, fontsize=10, color="#555555", **inches)
-    for label, background, x, size, row in placed:
-        y = height - LINE * (row + 0.75)
+    target, method = attribution.target, f"   ({attribution.method})"
+    title = figure.text(MARGIN, height - LINE * 0.75, target + method, fontsize=10, color="#555555", **inches)
+    while target and title.get_window_extent(renderer).width / figure.dpi > width - 2 * MARGIN:
+        target = target[: int(0.95 * len(target))]
+        title.set_text(f"{target}…{method}")
+    from_the_right = is_right_to_left(attribution.text)
+    for label, background, left, size, row in placed:
+        x, y = width - left - size if from_the_right else left, height - LINE * (row + 0.75)
         label.set_position((x, y))
         paint = [part / 255 for part in background]
         place: dict[str, Any] = {"transform": figure.dpi_scale_trans, "zorder": 0}
         figure.add_artist(Rectangle((x, y - LINE * 0.2), size, LINE * 0.8, facecolor=paint, **place))
     return figure
+
+
+def is_right_to_left(text: str) -> bool:
+    """As the first letter that has a direction, such as Hebrew's or Arabic's."""
+    return next((kind != "L" for kind in map(unicodedata.bidirectional, text) if kind in ("L", "R", "AL")), False)
 
 
 def _figure(columns: int, rows: int) -> Figure:

@@ -101,7 +101,9 @@ def measure_everything(arguments: Arguments) -> None:
             else:
                 task = read_task("words", *sizes, None, arguments.measured_texts // 4)
                 path = arguments.output_dir / HEADS / "transformer.json"
-                measured_once(path, partial(measure_heads_of_words, arguments, task), plan)
+                minutes = task.minutes if arguments.max_minutes is None else arguments.max_minutes
+                asked = plan | {"minutes": minutes, "seed": arguments.seeds[0]}  # the model's, too
+                measured_once(path, partial(measure_heads_of_words, arguments, task), asked)
                 print(f"{HEADS}: {path}", flush=True)
         else:
             task = read_task(name, *sizes, arguments.train_file, arguments.measured_texts)

@@ -285,6 +285,16 @@ def test_heads_that_read_another_state(name: str, method: str, tokenizer: Dragom
         attribute(model, tokenizer, TEXT, method=method)
 
 
+def test_a_stock_classifier_in_half_precision(tokenizer: DragomanTokenizer) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    config._attn_implementation = "eager"
+    model = transformers.BertForSequenceClassification(config).eval()
+    expected = attribute(model, tokenizer, TEXT, method="attention").scores
+    found = attribute(model.bfloat16(), tokenizer, TEXT, method="attention").scores
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.005)
+
+
 def test_several_labels_are_explained_one_by_one(tokenizer: DragomanTokenizer) -> None:
     model = classifier(tokenizer, problem_type="multi_label_classification")
     logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -101,6 +102,7 @@ def test_the_command(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -
     page = tmp_path / "page.html"
     commands: dict[tuple[str, ...], str] = {
         ("writer", TEXT, "--target", TARGET, "--html", str(page)): TARGET,
+        ("writer", TEXT, "--target", ":key:"): ":key:",
         ("judge", TEXT, "--target", "good", "--method", "attention"): "good (attention",
         ("judge", TEXT, "--units", "tokens"): TEXT,
     }
@@ -172,6 +174,34 @@ def test_pictures(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> N
     assert not draw_attention(replace(alignment, links=frozenset())).axes[0].lines
     with pytest.raises(ValueError, match=r"weights must be \(layers, heads, 1, 2\)"):
         draw_heads(weights, ["a", "b"], ["c"])
+
+
+def test_pictures_of_right_to_left_text_begin_at_the_right(model: Any, tokenizer: DragomanTokenizer) -> None:
+    pytest.importorskip("matplotlib")
+    from dragoman.plotting import draw_highlighted
+
+    for text, step in (("one two three four", 1), ("אחד שתיים שלוש ארבע", -1), ("«12» واحد اثنان", -1)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fonts
+            figure = draw_highlighted(attribute(model, tokenizer, text, "a dog"), width=9)
+        *pieces, _ = figure.texts
+        assert "".join(piece.get_text() for piece in pieces) == text
+        places = [piece.get_position()[0] for piece in pieces]
+        assert places == sorted(places)[::step]
+        ends = [patch.get_x() + patch.get_width() for patch in figure.artists]
+        assert 0 < min(places) < max(ends) < 9
+
+
+def test_a_long_title_is_cut_and_keeps_the_method(model: Any, tokenizer: DragomanTokenizer) -> None:
+    pytest.importorskip("matplotlib")
+    from dragoman.plotting import draw_highlighted
+
+    found = replace(attribute(model, tokenizer, TEXT, "a dog"), target="much " * 80)
+    for width in (8.0, 3.0):
+        figure = draw_highlighted(found, width)
+        title = figure.texts[-1]
+        assert re.fullmatch(rf"(much )+m?u?c?h?…   \({found.method}\)", title.get_text())
+        assert title.get_window_extent().width / figure.dpi < width
 
 
 def test_fonts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,6 +466,8 @@ def test_a_whole_small_run(
     for name, value, told in (("max_minutes", "9", r"minutes 0\.002, not 9\.0"), ("width", "32", "width 64, not 32")):
         with pytest.raises(SystemExit, match=f"is of a plan with {told}: give this one another --output_dir"):
             road_to_attention.main([*plan, f"--{name}", value])
+    with pytest.raises(SystemExit, match=r"heads/transformer\.json is of a plan with minutes 0\.002, not 9\.0"):
+        road_to_attention.main([*plan, "--task", "heads", "--max_minutes", "9"])
     with pytest.raises(SystemExit, match="--max_minutes must be above 0, not 0"):
         road_to_attention.main([*plan, "--max_minutes", "0"])
 

@@ -143,6 +143,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "kernel": (edit("config.json", attn_implementation="evil/kernel"), "config.json", "names code on the Hub"),
     "broken JSON": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json", "is not JSON"),
+    "nested too deep": (lambda f: (f / "config.json").write_text("[" * 200_000), "config.json", "is not JSON"),
     "nothing of ours": (
         lambda f: [p.unlink() for p in f.iterdir()],
         ".",

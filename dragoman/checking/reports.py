@@ -12,7 +12,7 @@ STYLES = {"pass": "green", "FAIL": "bold red", "not offered": "dim"}
 
 def print_verdicts(title: str, verdicts: Iterable[Verdict]) -> int:
     """Print, and return the exit status: 1 if a line failed. Colours are for terminals; elsewhere lines stay whole."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(Text(title, style="bold"))
     failed = 0
     for verdict in verdicts:
