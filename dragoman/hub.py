@@ -99,13 +99,7 @@ def owner_of(file: Path) -> tuple[Any, dict[str, Any]]:
     try:
         fields = json.loads(file.read_text("utf-8"))
         return classes.get(fields[key]), fields
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ):  # saving mends what cannot be read; loading reports it
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # saving mends it; loading reports it
         return None, {}
 
 
