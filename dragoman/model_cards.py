@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from .card_facts import gather
 from .card_rendering import metadata, render
@@ -103,11 +103,16 @@ def merge(current: Mapping[str, Any], before: Mapping[str, Any], new: Mapping[st
 
 
 def adopt(folder: Path, repo_id: str, token: str | bool | None = None) -> None:
-    """Put a card that a person wrote on the Hub into the folder, unless a person wrote the folder's too."""
+    """Put a card that a person wrote on the Hub into the folder, unless a person wrote the folder's too.
+
+    Raises ConnectionError where the Hub does not say what is there: the card is not to be written over unseen.
+    """
     try:
-        remote = Path(hf_hub_download(repo_id, CARD, token=token))
-    except EntryNotFoundError:
+        remote = Path(hf_hub_download(repo_id, CARD, token=token, force_download=True))  # else an old one, of the cache
+    except RemoteEntryNotFoundError:
         return
+    except ValueError as error:  # huggingface_hub's, whatever it was that failed
+        raise ConnectionError(f"Cannot look up the card of {repo_id}: {error.__cause__ or error}") from error
     if is_edited(remote) and not is_edited(folder / CARD):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(remote, folder / CARD)

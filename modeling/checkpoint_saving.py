@@ -94,7 +94,7 @@ class CheckpointSaving(PreTrainedModel):
     ) -> Any:
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
-            self.write_card(working_dir, repo_id)
+            self.write_card(working_dir, repo_id, token=kwargs.get("token"), fetch=True)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 

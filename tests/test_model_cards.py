@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.utils import hub as transformers_hub
@@ -324,7 +325,8 @@ class Hub:
 
     def download(self, *_: Any, **__: Any) -> str:
         if not self.readme.exists():
-            raise EntryNotFoundError("no card")
+            answer: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("no card", response=answer)
         return str(self.readme)
 
     def create_repo(self, repo_id: str, **_: Any) -> Any:

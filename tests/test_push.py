@@ -200,6 +200,33 @@ def test_save_and_push_over_a_folder(
     users("load", mode="b", repo=repo, notes=made["first notes"], facets=[facet], **FLAG)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_card_that_cannot_be_looked_up(
+    cached: bool, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str], pushed: str
+) -> None:
+    """Nothing is pushed over what a person may have written there, whatever an older card in the cache says."""
+    repo, into, card = f"me/unseen-{cached}", tmp_path / "saved", b"# Mine\n"
+    hub.copy(pushed, repo)
+    save = {"folder": made["first"], "repo": repo, "into": str(into)}
+    if cached:
+        users("save_and_push", what="model", **save)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_bytes(card)
+    users("upload", folder=str(tmp_path / "mine"), repo=repo)
+    hub.fail("HEAD .*/README.md", "unavailable", None)
+    with pytest.raises(RuntimeError, match=f"ConnectionError: Cannot look up the card of {repo}: .*503"):
+        users("save_and_push", what="model", **save)
+    for what in ("model", "tokenizer"):
+        with pytest.raises(RuntimeError, match=f"ConnectionError: Cannot look up the card of {repo}"):
+            users("push", what=what, folder=made["first"], repo=repo)
+    assert hub.files(repo)["README.md"] == card
+    hub.faults.clear()
+    users("save_and_push", what="model", **save)
+    users("push", what="tokenizer", folder=made["first"], repo=repo)
+    assert (into / "README.md").read_bytes() == card
+    assert hub.files(repo)["README.md"].endswith(card)
+
+
 @pytest.mark.parametrize("with_tokenizer", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_trainer(with_tokenizer: bool, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str]) -> None:
     """Every commit loads, those that it makes beside training too; there the tokenizer brings the model's code."""
