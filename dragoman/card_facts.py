@@ -72,7 +72,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
 
 def conversion_facts(weights: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
     """Where the weights came from, and what was verified of them, until they are trained further."""
-    return {**known, "weights": weights} if known and known.get("weights") in (None, weights) else {}
+    return dict(known) if weights is None or known.get("weights") == weights else {}
 
 
 def weight_facts(folder: Path) -> dict[str, Any]:

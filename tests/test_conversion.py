@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -214,6 +215,23 @@ class TestTheCard:
         torch.nn.init.zeros_(model.model.encoder.layers[0].self_attn.q_proj.weight)
         model.save_pretrained(tmp_path / "ours")
         assert "Converted from" not in (tmp_path / "ours" / "README.md").read_text("utf-8")
+
+    def test_is_bound_to_the_converted_weights_from_the_start(self, source: Path, tmp_path: Path) -> None:
+        """Those that are trained and saved over them are others, even if nothing was saved between."""
+        convert_folder(source, tmp_path / "ours")
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+        torch.nn.init.zeros_(model.model.encoder.layers[0].self_attn.q_proj.weight)
+        model.save_pretrained(tmp_path / "ours")
+        assert "Converted from" not in (tmp_path / "ours" / "README.md").read_text("utf-8")
+
+    def test_stays_where_no_weights_are_seen(self, source: Path, tmp_path: Path) -> None:
+        """As where a tokenizer alone is pushed, beside the repository's card."""
+        convert_folder(source, tmp_path / "ours")
+        (tmp_path / "alone").mkdir()
+        shutil.copy(tmp_path / "ours" / "README.md", tmp_path / "alone")
+        tokenizer = DragomanTokenizer.train(["ab ba", "aa"], ["xy yx", "xx"], vocab_size=300)
+        tokenizer.save_pretrained(tmp_path / "alone")
+        assert "Converted from" in (tmp_path / "alone" / "README.md").read_text("utf-8")
 
 
 class TestRefusals:

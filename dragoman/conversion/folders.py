@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
+from ..card_facts import weight_facts
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from ..model_cards import refresh
@@ -77,7 +78,8 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
             raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
         conversion = Conversion(config.model_type, family, parameters, comparison)
         if family == OURS:
-            refresh(stage, target.name, {"conversion": facts_of(config.model_type, comparison)})
+            facts = facts_of(config.model_type, comparison) | {"weights": weight_facts(stage).get("digest")}
+            refresh(stage, target.name, {"conversion": facts})
     return conversion
 
 
