@@ -18,7 +18,8 @@ from .modeling.int8_loading import METHOD
 
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
-SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
+SPLITS = {"eval": "validation", "predict": "test", "test": "test"}  # by the prefix that a Trainer gives
+STATE = "state"  # the part of its reports that is of no split
 COMMON = (
     "vocab_size source_vocab_size hidden_size position_encoding norm_type norm_placement "
     "num_hidden_layers cell bidirectional attention input_feeding"  # of recurrent models
@@ -104,36 +105,44 @@ def training_facts(folder: Path, weights: str | None, known: Mapping[str, Any]) 
     """Results and arguments of the training that gave these weights; other weights take none over from ``known``."""
     if weights is None:
         return dict(known)
-    own = dict(known) if known.get("weights") in (None, weights) else {"reports": known.get("reports")}
-    found = report_facts(folder)
-    if found and found["reports"] != own.get("reports"):  # else they told of the weights before, too
-        own |= found
-    own["weights"] = weights
-    return {name: value for name, value in own.items() if value is not None}
+    own = dict(known) if known.get("weights") in (None, weights) else {}
+    parts, before = report_parts(folder), known.get("reports") or {}
+    digests = {name: hashlib.sha256(json.dumps(parts[name], sort_keys=True).encode()).hexdigest() for name in parts}
+    if isinstance(before, str):  # of all parts together, in older cards
+        before = {} if own else digests
+    # The parts that nobody wrote anew told of the weights before, too.
+    new = {name: part for name, part in parts.items() if digests[name] != before.get(name)}
+    rows = [row for name, split in SPLITS.items() for row in result_rows(new.get(name, {}), split)]
+    results = {(row["split"], row["metric"]): row for row in [*own.get("results", ()), *rows]}
+    own |= {
+        "results": list(results.values()),
+        "arguments": state_arguments(new.get(STATE, {})) or own.get("arguments"),
+        "reports": {**before, **digests},
+        "weights": weights,
+    }
+    return {name: value for name, value in own.items() if value}
 
 
-def report_facts(folder: Path) -> dict[str, Any]:
-    """What ``Trainer.save_metrics`` and ``save_state`` left."""
-    digest, reports = hashlib.sha256(), {}
+def report_parts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``Trainer.save_metrics`` and ``save_state`` left, by split: what was not measured anew stays in the file."""
+    reports = []
     for name in ("all_results.json", "trainer_state.json"):
         try:
-            reports[name] = read_object(folder / name)
-            digest.update((folder / name).read_bytes())
+            reports.append(read_object(folder / name))
         except (OSError, ValueError):
-            reports[name] = {}
-    results, state = reports.values()
+            reports.append({})
+    results, state = reports
+    parts = {prefix: _without_prefix(results, f"{prefix}_") for prefix in SPLITS} | {STATE: state}
+    return {name: part for name, part in parts.items() if part}
+
+
+def state_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {
         "training_steps": state.get("global_step"),
         "epochs": state.get("epoch"),
         "train_batch_size": state.get("train_batch_size"),
     }
-    rows = [
-        row for prefix, split in SPLITS.items() for row in result_rows(_without_prefix(results, f"{prefix}_"), split)
-    ]
-    arguments = {name: value for name, value in arguments.items() if isinstance(value, int | float)}
-    facts = {"results": rows, "arguments": arguments}
-    facts = {name: value for name, value in facts.items() if value}
-    return {**facts, "reports": digest.hexdigest()} if facts else {}
+    return {name: value for name, value in arguments.items() if isinstance(value, int | float)}
 
 
 def summary_facts(summary: Any) -> dict[str, Any]:

@@ -230,6 +230,54 @@ def test_results_belong_to_the_weights(model: Any, tokenizer: DragomanTokenizer,
     assert "12.125" in text(tmp_path)  # nothing to say otherwise
 
 
+class TestReportsInParts:
+    """A Trainer measures one split at a time, and leaves what it wrote of the others in all_results.json."""
+
+    @staticmethod
+    def save(model: Any, folder: Path, steps: int | None = None, **metrics: float) -> list[tuple[str, str, float]]:
+        """Save, then report as Trainer.save_metrics and save_state do; the card's results."""
+        model.save_pretrained(folder)
+        report = folder / "all_results.json"
+        left = json.loads(report.read_text()) if report.exists() else {}
+        report.write_text(json.dumps(left | metrics, indent=4, sort_keys=True))
+        if steps is not None:
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps}))
+        model.save_pretrained(folder)
+        return [(row.dataset_split, row.metric_type, row.metric_value) for row in data(folder).eval_results or ()]
+
+    def test_results_of_the_training_before_are_not_this_ones(self, model: Any, tmp_path: Path) -> None:
+        of_both = {"train_loss": 1.0, "eval_bleu": 30.5, "predict_bleu": 31.5}
+        rows = [("validation", "bleu", 30.5), ("test", "bleu", 31.5)]
+        assert self.save(model, tmp_path, 100, **of_both) == rows
+        other = build(model.config, seed=7)
+        assert self.save(other, tmp_path, 50, train_loss=0.5) == []
+        assert "- training_steps: 50\n" in text(tmp_path)
+        assert self.save(other, tmp_path, eval_bleu=12.25) == [("validation", "bleu", 12.25)]
+        # The same figure, measured again.
+        again = {"predict_bleu": 31.5, "predict_runtime": 2.0}
+        assert self.save(other, tmp_path, **again) == [("validation", "bleu", 12.25), ("test", "bleu", 31.5)]
+        assert self.save(build(model.config, seed=8), tmp_path, test_bleu=9.5) == [("test", "bleu", 9.5)]
+        assert "training_steps" not in text(tmp_path)
+
+    def test_of_the_same_weights_they_add_up(self, model: Any, tmp_path: Path) -> None:
+        self.save(model, tmp_path, predict_bleu=31.5, test_chrf=50.25)
+        test = [("test", "bleu", 31.5), ("test", "chrf", 50.25)]
+        assert self.save(model, tmp_path, eval_bleu=30.5) == [*test, ("validation", "bleu", 30.5)]
+
+    def test_a_card_that_notes_one_digest_of_all(self, model: Any, tmp_path: Path) -> None:
+        """As older ones do. Whether a report was written anew, it cannot tell of other weights."""
+        self.save(model, tmp_path, eval_bleu=30.5)
+        card = ModelCard.load(tmp_path / "README.md")
+        card.data["dragoman"]["training"]["reports"] = "ab" * 32
+        card.save(tmp_path / "README.md")
+        assert self.save(model, tmp_path) == [("validation", "bleu", 30.5)]
+        card.save(tmp_path / "README.md")
+        other = build(model.config, seed=7)
+        other.save_pretrained(tmp_path)
+        assert data(tmp_path).eval_results is None
+        assert self.save(other, tmp_path, eval_bleu=12.25) == [("validation", "bleu", 12.25)]
+
+
 def test_parameters_and_digest(tmp_path: Path) -> None:
     model = build(tiny()).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "one")
