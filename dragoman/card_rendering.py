@@ -121,9 +121,10 @@ def _loading(name: str, model: Mapping[str, Any], tokenizer: Mapping[str, Any]) 
     names = ["model"] * bool(model) + ["tokenizer"] * bool(tokenizer)
     classes += ["AutoTokenizer"] * bool(tokenizer)
     imports = f"from transformers import {', '.join(classes)}"
+    quoted = json.dumps(name, ensure_ascii=False)
 
     def load(flag: str) -> str:
-        calls = ", ".join(f"{auto}.from_pretrained({json.dumps(name)}{flag})" for auto in classes)
+        calls = ", ".join(f"{auto}.from_pretrained({quoted}{flag})" for auto in classes)
         return f"{', '.join(names)} = {calls}"
 
     text = "With `pip install dragoman`; no code from here runs:\n\n" + _code(f"import dragoman; {imports}", load(""))

@@ -201,11 +201,13 @@ def test_a_language_that_yaml_takes_for_a_boolean(model: Any, tmp_path: Path) ->
         (tmp_path / "README.md").unlink()
 
 
-def test_code_of_a_folder_with_a_quote_in_its_name(model: Any, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path / 'a"b')
-    (block, *_) = re.findall(r"```python\n(.*?)```", text(tmp_path / 'a"b'), re.DOTALL)
+@pytest.mark.parametrize("name", ['a"b', "模型 😀"])
+def test_code_of_a_folder_with_an_unusual_name(name: str, model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / name)
+    (block, *_) = re.findall(r"```python\n(.*?)```", text(tmp_path / name), re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
-    assert [ast.literal_eval(call.args[0]) for call in calls] == ['a"b']
+    assert [ast.literal_eval(call.args[0]) for call in calls] == [name]
+    assert block.isascii() == name.isascii()  # as a person reads it
 
 
 def test_results_belong_to_the_weights(model: Any, tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
