@@ -66,7 +66,10 @@ def refresh(folder: Path, name: str | None = None, live: Mapping[str, Any] | Non
     name = name or known.get("name") or folder.resolve().name
     facts = gather(folder, known)
     for section, values in (live or {}).items():
-        facts[section] = facts.get(section, {}) | {key: value for key, value in values.items() if value}
+        # What was said of the model before, and is not of this one, goes; the licence nobody but a person tells.
+        gone = {key for key in values if section == "stated" and key != "license"}
+        kept = {key: value for key, value in facts.get(section, {}).items() if key not in gone}
+        facts[section] = kept | {key: value for key, value in values.items() if value}
     if not facts:
         return False
     before = metadata(known["name"], known) if known else {}

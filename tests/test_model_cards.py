@@ -343,6 +343,28 @@ def test_all_that_the_trainer_knows(tokenizer: DragomanTokenizer, tmp_path: Path
     assert str(ModelCard(ours)) == ours
 
 
+def test_what_was_said_of_an_earlier_model_goes(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
+    """All but the licence, which no Trainer finds out; a field that a person put into the head stays too."""
+    said = {"license": "mit", "language": "de", "finetuned_from": "me/older", "dataset_tags": "me/letters"}
+    said |= {"tags": "letters", "tasks": "summarization"}
+    for given in (said, {}):
+        model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()), seed=len(given))
+        trainer = run(model, tokenizer, tmp_path, DragomanTrainer)
+        trainer.save_model()
+        trainer.create_model_card(**given)
+        if given:
+            assert "Fine-tuned from [me/older]" in text(tmp_path)
+            assert data(tmp_path).datasets == ["me/letters"]
+            change(tmp_path, "library_name", "thumbnail: mine.png\nlibrary_name")
+    found = data(tmp_path)
+    assert (found.license, found.thumbnail) == ("mit", "mine.png")
+    assert (found.base_model, found.datasets, found.language) == (None, None, ["de"])  # that of the tokenizer
+    assert found.pipeline_tag == "translation"
+    assert "letters" not in found.tags
+    assert "Fine-tuned" not in text(tmp_path)
+    assert "me/" not in text(tmp_path)
+
+
 def test_the_trainer_leaves_a_card_of_others(
     model: Any, tokenizer: DragomanTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
