@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoTokenizer
 
 from dragoman.averaging import load
@@ -69,15 +71,19 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.folder.resolve()  # it may be "."
     target = args.output_dir or folder.with_name(f"{folder.name}-to-push")
     try:
+        validate_repo_id(args.repo_id)
         prepare(folder, args.repo_id, target, args.max_shard_size)
     except (ValueError, OSError) as error:
         raise SystemExit(f"push_to_hub: {error}") from error
     for path in sorted(target.iterdir()):
         print(f"{path.stat().st_size:>14,}  {path.name}")
-    if args.push:
-        print(f"Pushed: {push(target, args.repo_id, args.private)}")
-    else:
+    if not args.push:
         print(f"{target} is what --push would push to {args.repo_id}. Complete its {CARD} before.")
+        return
+    try:
+        print(f"Pushed: {push(target, args.repo_id, args.private)}")
+    except (HTTPError, OSError, ValueError) as error:
+        raise SystemExit(f"push_to_hub: {args.repo_id} was not pushed: {' '.join(str(error).split())}") from error
 
 
 if __name__ == "__main__":

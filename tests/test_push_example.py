@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -19,6 +19,7 @@ import push_to_hub
 from dragoman import DragomanConfig, DragomanTokenizer
 from dragoman.__main__ import app
 from dragoman.verification import verify
+from hub_server import Hub
 from support import ROOT, build, tiny
 
 DOCUMENT = (ROOT / "docs" / "sharing.md").read_text("utf-8")
@@ -101,6 +102,24 @@ def test_pushing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _ in calls] == ["create_repo", "adopt", "upload_folder"]
     assert calls[0][1]["private"] is True
     assert calls[2][1]["folder_path"].name == "my-model-to-push"
+
+
+def test_what_the_hub_refuses_is_said_in_a_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that no repository can have, before anything is prepared; a wrong token; nobody there."""
+    target = trained.with_name("my-model-to-push")
+    with pytest.raises(SystemExit, match=r"push_to_hub: Repo id must use alphanumeric chars.*'me/my model'"):
+        push_to_hub.main([str(trained), "me/my model"])
+    assert not target.exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with Hub() as hub:
+        monkeypatch.setattr(push_to_hub, "HfApi", lambda: HfApi(endpoint=hub.url, token="wrong"))
+        with pytest.raises(SystemExit, match=r"^push_to_hub: me/model was not pushed: .*401.*Invalid username.*$"):
+            push_to_hub.main([str(trained), "me/model", "--push"])
+    with Hub() as nobody:
+        monkeypatch.setattr(push_to_hub, "HfApi", lambda: HfApi(endpoint=nobody.url, token="wrong"))
+    with pytest.raises(SystemExit, match=r"^push_to_hub: me/model was not pushed: .*refused$"):
+        push_to_hub.main([str(trained), "me/model", "--push"])
+    assert (target / "README.md").exists()
 
 
 def test_the_document(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
