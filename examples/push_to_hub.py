@@ -17,8 +17,10 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoTokenizer
 
+from dragoman import DragomanTokenizer
 from dragoman.averaging import load
 from dragoman.model_cards import CARD, adopt, is_edited, refresh
+from dragoman.modeling.checkpoint_saving import replaced_weights
 from dragoman.verification import verify
 
 REPORTS = ("all_results.json", "trainer_state.json")  # what the card's figures are read from
@@ -56,7 +58,11 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     adopt(folder, repo_id)  # a card that was written on the Hub stays
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model and tokenizer"))
+    names = [path.name for path in folder.iterdir()]
+    # Of the model and the tokenizer that were there before: it would be loaded with these, or instead of them.
+    stale = [*replaced_weights(names), *DragomanTokenizer.vocab_files_names.values()]
+    message = "Upload model and tokenizer"
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=stale))
 
 
 def main(argv: list[str] | None = None) -> None:

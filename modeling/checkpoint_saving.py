@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,13 +67,14 @@ class CheckpointSaving(PreTrainedModel):
         if self.write_card is not None:
             self.write_card(folder)
         if push_to_hub:  # transformers would push before the files are in place
-            self._push(folder, written, token, **kwargs)
+            self._push(folder, written, token, variant, **kwargs)
 
     def _push(
         self,
         folder: Path,
         names: list[str],
         token: str | bool | None,
+        variant: str | None = None,
         repo_id: str | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
@@ -84,18 +85,42 @@ class CheckpointSaving(PreTrainedModel):
         if self.write_card is not None:
             self.write_card(folder, repo_id, token=token, fetch=True)
             names = [*names, "README.md"]
-        message = commit_message or "Upload model"
         api.upload_folder(
-            repo_id=repo_id, folder_path=folder, allow_patterns=names, commit_message=message, create_pr=create_pr
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message=commit_message or "Upload model",
+            create_pr=create_pr,
+            delete_patterns=replaced_weights(names, variant),
         )
 
     def _upload_modified_files(
-        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+        self,
+        working_dir: str | os.PathLike[str],
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> Any:
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
-            self.write_card(working_dir, repo_id, token=kwargs.get("token"), fetch=True)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+            self.write_card(working_dir, repo_id, token=token, fetch=True)
+        if files_timestamps:  # of many processes: not all that lies in the folder is pushed
+            kwargs |= {"commit_message": commit_message, "token": token, "revision": revision}
+            return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
+        api = HfApi(token=token)
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=working_dir,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            revision=revision,
+            delete_patterns=replaced_weights(os.listdir(working_dir)),
+            **kwargs,
+        )
 
 
 @contextmanager
@@ -145,3 +170,15 @@ def _weights_of(variant: str | None) -> re.Pattern[str]:
     """Where transformers leaves what it does not write anew, it loads a single file rather than newer shards."""
     middle = "" if variant is None else re.escape(f".{variant}")
     return re.compile(rf"model{middle}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{middle}\.json")
+
+
+def replaced_weights(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """Patterns of what a push of these files shall delete on the Hub, but for themselves: weights, if it brings any."""
+    if not any(_weights_of(variant).fullmatch(name) for name in names):
+        return []
+    middle = "" if variant is None else f".{variant}"
+    return [
+        f"model{middle}.safetensors",
+        f"model{middle}-?????-of-?????.safetensors",
+        f"model.safetensors.index{middle}.json",
+    ]

@@ -394,6 +394,7 @@ class Hub:
         patch.setattr(transformers_hub, "hf_api", lambda: self)
         patch.setattr("transformers.trainer.hf_api", lambda: self)
         patch.setattr("dragoman.modeling.checkpoint_saving.HfApi", lambda **_: self)
+        patch.setattr("dragoman.tokenization.code_sharing.HfApi", lambda **_: self)
 
     def download(self, *_: Any, **__: Any) -> str:
         if not self.readme.exists():

@@ -200,6 +200,44 @@ def test_save_and_push_over_a_folder(
     users("load", mode="b", repo=repo, notes=made["first notes"], facets=[facet], **FLAG)
 
 
+@pytest.mark.parametrize(("way", "variant"), [("push", None), ("save_and_push", "fp16")])
+def test_weights_in_other_files_than_before(
+    way: str, variant: str | None, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str]
+) -> None:
+    """A single file that is left would be loaded rather than the new shards."""
+    repo, middle = f"me/other-files-{way}", f".{variant}" if variant else ""
+    whole, index = f"model{middle}.safetensors", f"model.safetensors.index{middle}.json"
+    sizes = {"5GB": "first", "50KB": "second", "10KB": "first", "1GB": "second"}
+    for size, name in sizes.items():
+        extra = {"into": str(tmp_path / name), "variant": variant} if variant else {}
+        users(way, what="model", folder=made[name], repo=repo, max_shard_size=size, **extra)
+        files = hub.files(repo)
+        expected = {whole}
+        if index in files:
+            expected = {index, *json.loads(files[index])["weight_map"].values()}
+        assert (len(expected) > 1) == (size in ("50KB", "10KB"))
+        assert {file for file in files if file.endswith(".safetensors") or file == index} == expected
+        users("load", repo=repo, notes=made[f"{name} notes"], facets=["seq2seq"], variant=variant)
+    assert len(hub.repositories[repo].commits) == 1 + len(sizes)  # each push is one
+
+
+def test_one_vocabulary_after_two(tmp_path: Path, hub: Hub, users: Users, made: dict[str, str], pushed: str) -> None:
+    """With the second one left there, the tokenizer would not load; a push to a branch changes that branch alone."""
+    one, notes, repo = tmp_path / "one", tmp_path / "notes.pt", "me/vocabularies"
+    tokenizer = DragomanTokenizer.train(["a dog runs"], ["ein Hund rennt"], vocab_size=300)
+    build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny())).save_pretrained(one)
+    tokenizer.save_pretrained(one)
+    torch.save({"tokenizer": loading_process.FACETS["tokenizer"][1](tokenizer)}, notes)
+    hub.copy(pushed, repo)
+    users("push", what="tokenizer", folder=str(one), repo=repo, revision="next")
+    assert hub.files(repo) == hub.files(pushed)
+    users("load", repo=repo, notes=str(notes), facets=["tokenizer"], revision="next")
+    users("push", what="tokenizer", folder=str(one), repo=repo)
+    for how in ({"mode": "a"}, {"mode": "b", **FLAG}):
+        users("load", repo=repo, notes=str(notes), facets=["tokenizer"], **how)
+    assert hub.files(repo).keys() == hub.files(pushed).keys() - {"target_tokenizer.json"}
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_card_that_cannot_be_looked_up(
     cached: bool, tmp_path: Path, hub: Hub, users: Users, made: dict[str, str], pushed: str
@@ -364,7 +402,7 @@ def test_corrupted_downloads(kind: str, hub: Hub, users: Users, made: dict[str, 
 
 
 def test_old_code_in_a_repository(tmp_path: Path, hub: Hub, users: Users, made: dict[str, str], pushed: str) -> None:
-    """A push replaces what another version wrote, and deletes nothing; verify names what is too much."""
+    """A push replaces what another version wrote, and deletes no code; verify names what is too much."""
     repo, old = "me/old", tmp_path / "old"
     hub.copy(pushed, repo)
     old.mkdir()

@@ -19,7 +19,7 @@ import push_to_hub
 from dragoman import DragomanConfig, DragomanTokenizer
 from dragoman.__main__ import app
 from dragoman.verification import verify
-from hub_server import Hub
+from hub_server import TOKEN, Hub
 from support import ROOT, build, tiny
 
 DOCUMENT = (ROOT / "docs" / "sharing.md").read_text("utf-8")
@@ -102,6 +102,34 @@ def test_pushing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _ in calls] == ["create_repo", "adopt", "upload_folder"]
     assert calls[0][1]["private"] is True
     assert calls[2][1]["folder_path"].name == "my-model-to-push"
+
+
+def test_what_was_there_before_goes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and a second vocabulary that the new ones do not replace, and nothing else; what is there then loads."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(push_to_hub, "adopt", lambda *_: None)  # asks where HF_ENDPOINT says
+    before, downloaded = tmp_path / "before", tmp_path / "downloaded"
+    tokenizer = DragomanTokenizer.train(["a dog"], ["ein Hund"], vocab_size=300, share_vocabulary=False)
+    tokenizer.save_pretrained(before)
+    build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()), seed=7).save_pretrained(before)
+    (before / "notes.txt").write_text("mine")
+    with Hub() as hub:
+        api = HfApi(endpoint=hub.url, token=TOKEN)
+        monkeypatch.setattr(push_to_hub, "HfApi", lambda: api)
+        api.create_repo("me/model")
+        api.upload_folder(repo_id="me/model", folder_path=before)
+        push_to_hub.main([str(trained), "me/model", "--push", "--max_shard_size", "50KB"])
+        files = hub.files("me/model")
+        assert len(hub.titles("me/model")) == 3
+    pushed = {path.name for path in trained.with_name("my-model-to-push").iterdir()}
+    assert files.keys() == pushed | {".gitattributes", "notes.txt"}
+    downloaded.mkdir()
+    for name, content in files.items():
+        (downloaded / name).write_bytes(content)
+    loaded, expected = (AutoModelForSeq2SeqLM.from_pretrained(folder) for folder in (downloaded, trained))
+    torch.testing.assert_close(loaded.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(downloaded).get_vocab() == AutoTokenizer.from_pretrained(trained).get_vocab()
 
 
 def test_what_the_hub_refuses_is_said_in_a_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import HfApi
 from transformers import TokenizersBackend
 
 from .tokenizer_files import check_folder
@@ -48,9 +49,27 @@ class CodeSharing(TokenizersBackend):
         return names
 
     def _upload_modified_files(
-        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+        self,
+        working_dir: str | os.PathLike[str],
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> Any:
+        """All of the folder, which is push_to_hub's own. Where one vocabulary follows two, the second one goes."""
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
-            self.write_card(working_dir, repo_id, token=kwargs.get("token"), fetch=True)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+            self.write_card(working_dir, repo_id, token=token, fetch=True)
+        api = HfApi(token=token)
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=working_dir,
+            commit_message=commit_message or "Upload tokenizer",
+            revision=revision,
+            delete_patterns=list(self.vocab_files_names.values()),
+            **kwargs,
+        )
