@@ -12,6 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from dragoman.modeling.checkpoint_saving import replaced_weights
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -20,7 +21,6 @@ from transformers import AutoTokenizer
 from dragoman import DragomanTokenizer
 from dragoman.averaging import load
 from dragoman.model_cards import CARD, adopt, is_edited, refresh
-from dragoman.modeling.checkpoint_saving import replaced_weights
 from dragoman.verification import verify
 
 REPORTS = ("all_results.json", "trainer_state.json")  # what the card's figures are read from
