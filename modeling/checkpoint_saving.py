@@ -101,25 +101,28 @@ class CheckpointSaving(PreTrainedModel):
         files_timestamps: dict[str, float],
         commit_message: str | None = None,
         token: str | bool | None = None,
+        create_pr: bool = False,
         revision: str | None = None,
-        **kwargs: Any,
+        commit_description: str | None = None,
     ) -> Any:
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
             self.write_card(working_dir, repo_id, token=token, fetch=True)
         if files_timestamps:  # of many processes: not all that lies in the folder is pushed
-            kwargs |= {"commit_message": commit_message, "token": token, "revision": revision}
-            return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
+            return super()._upload_modified_files(
+                working_dir, repo_id, files_timestamps, commit_message, token, create_pr, revision, commit_description
+            )
         api = HfApi(token=token)
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
             repo_id=repo_id,
-            folder_path=working_dir,
+            folder_path=Path(working_dir),
             commit_message=commit_message or f"Upload {type(self).__name__}",
             revision=revision,
             delete_patterns=replaced_weights(os.listdir(working_dir)),
-            **kwargs,
+            create_pr=create_pr,
+            commit_description=commit_description,
         )
 
 

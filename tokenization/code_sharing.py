@@ -55,8 +55,9 @@ class CodeSharing(TokenizersBackend):
         files_timestamps: dict[str, float],
         commit_message: str | None = None,
         token: str | bool | None = None,
+        create_pr: bool = False,
         revision: str | None = None,
-        **kwargs: Any,
+        commit_description: str | None = None,
     ) -> Any:
         """All of the folder, which is push_to_hub's own. Where one vocabulary follows two, the second one goes."""
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
@@ -67,9 +68,10 @@ class CodeSharing(TokenizersBackend):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
             repo_id=repo_id,
-            folder_path=working_dir,
+            folder_path=Path(working_dir),
             commit_message=commit_message or "Upload tokenizer",
             revision=revision,
             delete_patterns=list(self.vocab_files_names.values()),
-            **kwargs,
+            create_pr=create_pr,
+            commit_description=commit_description,
         )
