@@ -9,7 +9,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
 
-def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+def layer_matrices(model: nn.Module) -> list[Tensor]:
     """The weights that train in linear layers, but for what writes the logits and what is tied to an embedding."""
     modules = list(model.modules())
     heads = [module.get_output_embeddings() for module in modules if isinstance(module, PreTrainedModel)]

@@ -54,10 +54,9 @@ class DragomanTrainer(Seq2SeqTrainer):
             self.add_callback(WallClock(given.max_minutes, given.schedule_by_clock))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        args = self.args
-        if self.optimizer is None and getattr(args, "muon", False):
+        args, trained = self.args, self.model if model is None else model
+        if self.optimizer is None and trained is not None and getattr(args, "muon", False):
             betas = (args.adam_beta1, args.adam_beta2)
-            trained = self.model if model is None else model
             self.optimizer = MuonAdamW(
                 trained, args.learning_rate, args.weight_decay, betas=betas, eps=args.adam_epsilon
             )
