@@ -85,6 +85,7 @@ FIRST = {
     "dragoman/highlighting.py": "explanation",
     "dragoman/plotting.py": "explanation",
     "dragoman/word_spans.py": "attribution",
+    "dragoman/distillation.py": "distillation",
     "dragoman/lengths.py": "token_budget",
     "dragoman/muon.py": "muon",
     "dragoman/token_budget.py": "token_budget",

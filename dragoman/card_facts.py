@@ -15,6 +15,7 @@ from .configuration.base_configuration import VERSION
 from .hub import OWNERS, owner_of, relies_on_code
 from .modeling.checkpoint_files import check_safetensors, read_object, shard_names
 from .modeling.int8_loading import METHOD
+from .muon import MuonAdamW
 
 CONFIG, TOKENIZER_CONFIG = OWNERS  # the two files that say whose folder it is
 TAGS = ["dragoman", "encoder-decoder"]
@@ -145,8 +146,8 @@ def state_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if isinstance(value, int | float)}
 
 
-def summary_facts(summary: Any) -> dict[str, Any]:
-    """What transformers' ``TrainingSummary`` knows of a live Trainer."""
+def summary_facts(summary: Any, trainer: Any) -> dict[str, Any]:
+    """What transformers' ``TrainingSummary`` knows of a live Trainer, and what is DragomanTrainer's own."""
     evaluation = {name.lower().replace(" ", "_"): value for name, value in (summary.eval_results or {}).items()}
     dataset = {
         "name": _first(summary.dataset),
@@ -156,11 +157,27 @@ def summary_facts(summary: Any) -> dict[str, Any]:
     }
     return {
         "results": result_rows(_without_prefix(evaluation, "eval_") or evaluation, "validation"),
-        "arguments": {name: _plain(value) for name, value in (summary.hyperparameters or {}).items()},
+        "arguments": {name: _plain(value) for name, value in trainer_arguments(summary, trainer).items()},
         "progress": [{name: _plain(v) for name, v in line.items()} for line in summary.eval_lines or []],
         "dataset": {name: value for name, value in dataset.items() if value is not None},
         "versions": {"dragoman": VERSION, "transformers": transformers.__version__, "torch": str(torch.__version__)},
     }
+
+
+def trainer_arguments(summary: Any, trainer: Any) -> dict[str, Any]:
+    args, arguments = trainer.args, dict(summary.hyperparameters or {})
+    if getattr(args, "tokens_per_batch", None):
+        for rows in ("train_batch_size", "total_train_batch_size"):  # what the budget stands in for
+            arguments.pop(rows, None)
+        packing = {"packing": True} if args.packing else {}
+        arguments = {"tokens_per_batch": args.tokens_per_batch, **packing, **arguments}
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wraps it
+    if isinstance(optimizer, MuonAdamW):  # transformers names args.optim
+        betas, eps = (optimizer.param_groups[-1][name] for name in ("betas", "eps"))
+        arguments["optimizer"] = f"MuonAdamW, its AdamW with betas={betas} and epsilon={eps}"
+    if trainer.teachers is not None:
+        arguments["teachers"] = f"{len(trainer.teachers.models)}, with a weight of {trainer.teachers.weight}"
+    return arguments
 
 
 def stated_facts(summary: Any) -> dict[str, Any]:

@@ -82,16 +82,16 @@ class Reader:
         ).logits[:, -1]
 
 
-def check_alike(models: Sequence[PreTrainedModel]) -> None:
+def check_alike(models: Sequence[PreTrainedModel], together: str = "ensemble") -> None:
     if not models:
         raise ValueError("An ensemble needs models: the list is empty.")
     for number, model in enumerate(models):
         if not model.config.is_encoder_decoder:
-            raise ValueError(f"Model {number} of the ensemble, {type(model).__name__}, is no encoder-decoder.")
+            raise ValueError(f"Model {number} of the {together}, {type(model).__name__}, is no encoder-decoder.")
         for name in ALIKE:
             ours, theirs = (getattr(each.config, name, None) for each in (models[0], model))
             if ours != theirs:
                 raise ValueError(
-                    f"Models 0 and {number} of the ensemble differ in their {name} ({ours} and {theirs}): only models "
-                    "with one vocabulary can write together."
+                    f"Models 0 and {number} of the {together} differ in their {name} ({ours} and {theirs}): they must "
+                    "have one vocabulary."
                 )

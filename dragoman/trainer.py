@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.modelcard import TrainingSummary
-from transformers.trainer_utils import EvalLoopOutput, seed_worker, unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from .card_facts import stated_facts, summary_facts
+from .distillation import Teachers, may_return_logits
 from .lengths import read_lengths
 from .model_cards import CARD, adopt, refresh
 from .modeling.checkpoint_saving import CheckpointSaving
@@ -39,17 +41,20 @@ class DragomanTrainer(Seq2SeqTrainer):
     a person edited.
 
     Training is the stock trainer's, of any encoder-decoder. With ``DragomanTrainingArguments(tokens_per_batch=...)`` it
-    takes its batches from ``TokenBudgetBatchSampler``, with ``packing=True`` packed ones. Where tokens are counted
+    takes its batches from ``TokenBudgetBatchSampler``, with ``packing=True`` packed ones. With ``teachers=[...]`` it
+    learns from what these models would write, too (see ``Teachers``). Where tokens are counted
     (``include_num_input_tokens_seen``), those of the target count too.
     """
 
     _likelihood: list[tuple[float, int]]  # of each batch: summed −log p, and tokens
     _examples_per_batch: float | None = None  # the mean of what the budget makes
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, teachers: Sequence[PreTrainedModel] = (), **kwargs: Any) -> None:
         self._likelihood = []
         super().__init__(*args, **kwargs)
         given: Any = self.args
+        has_own_loss = self.compute_loss_func is not None
+        self.teachers = Teachers(teachers, self.model, given, has_own_loss) if teachers else None
         if getattr(given, "max_minutes", None) is not None:
             self.add_callback(WallClock(given.max_minutes, given.schedule_by_clock))
 
@@ -182,9 +187,8 @@ class DragomanTrainer(Seq2SeqTrainer):
         unread = prediction_loss_only or self.args.predict_with_generate  # type: ignore[attr-defined]
         # else who computes the loss may want the logits, and look at the model
         ours = self.compute_loss_func is None and type(self).compute_loss is DragomanTrainer.compute_loss
-        parameters = inspect.signature(unwrap_peft_model(self.model).forward).parameters
         call: Any = model
-        if unread and ours and "return_logits" in parameters:
+        if unread and ours and may_return_logits(self.model):
             call = functools.partial(model, return_logits=False)
         loss, predictions, labels = super().prediction_step(
             call, inputs, prediction_loss_only, ignore_keys, **gen_kwargs
@@ -204,6 +208,8 @@ class DragomanTrainer(Seq2SeqTrainer):
         # compute_loss_func gets what it gets there.
         evaluating = self.model is not None and not self.model.training
         count = None if evaluating and self.compute_loss_func is None else num_items_in_batch
+        if self.teachers is not None and not evaluating:
+            model = self.teachers.beside(model, self.state.global_step)
         return super().compute_loss(model, inputs, return_outputs, count)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -222,14 +228,8 @@ class DragomanTrainer(Seq2SeqTrainer):
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         given.pop("self")
         summary = TrainingSummary.from_trainer(self, **given)
-        budget = getattr(self.args, "tokens_per_batch", None)
-        if budget is not None and summary.hyperparameters is not None:
-            rows = ("train_batch_size", "total_train_batch_size")  # what the budget stands in for
-            kept = {name: value for name, value in summary.hyperparameters.items() if name not in rows}
-            packing = {"packing": True} if getattr(self.args, "packing", False) else {}
-            summary.hyperparameters = {"tokens_per_batch": budget, **packing, **kept}
         folder = Path(str(self.args.output_dir))
-        live = {"training": summary_facts(summary), "stated": stated_facts(summary)}
+        live = {"training": summary_facts(summary, self), "stated": stated_facts(summary)}
         if not refresh(folder, self.hub_model_id or given.get("model_name"), live):
             logger.warning(f"{folder / CARD} is not dragoman's and stays as it is; delete it to have it written anew.")
 

@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 
 @dataclass
 class DragomanTrainingArguments(Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` for ``DragomanTrainer``: by numbers of tokens, by the clock, by Muon.
+    """``Seq2SeqTrainingArguments`` for ``DragomanTrainer``: by numbers of tokens, by the clock, by Muon, from teachers.
 
     Args:
         tokens_per_batch (`int`, *optional*):
@@ -28,6 +28,8 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
         muon (`bool`, *optional*, defaults to `False`):
             Train the matrices of the layers by Muon, and all else by AdamW; see `MuonAdamW`. ``learning_rate``,
             ``weight_decay`` and what ``adam_`` begins with mean what they do for AdamW.
+        teacher_weight (`float`, *optional*, defaults to 0.5):
+            Of what the ``teachers`` of the trainer say in the loss, beside the labels: above 0, at most 1.
 
     Raises:
         ValueError: for a value out of range, or one that contradicts another.
@@ -46,12 +48,15 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
         default=False, metadata={"help": "Let the learning rate reach its end with --max_minutes."}
     )
     muon: bool = field(default=False, metadata={"help": "Train the matrices of the layers by Muon, the rest by AdamW."})
+    teacher_weight: float = field(default=0.5, metadata={"help": "The share of the teachers in the loss."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         optim: Any = self.optim
         if self.muon and optim.value not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"muon=True leaves the other weights to torch's AdamW, and optim={optim.value!r} is none.")
+        if not 0 < self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight={self.teacher_weight!r} must be above 0, and at most 1.")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes={self.max_minutes!r} must be above 0, or None.")
         if self.schedule_by_clock and self.max_minutes is None:

@@ -13,6 +13,7 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
 
 With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
 `--max_minutes 20` fits the learning rate to that time; with `--schedule_by_clock False` it stops there, to be resumed.
+With `--teachers out1 out2` it also learns from what these checkpoints would write.
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
 """
 
@@ -20,6 +21,7 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +48,7 @@ from dragoman import (
 )
 from seq2seq_data import encode_for_evaluation, encode_for_training, read
 from seq2seq_scores import EvaluateInOrder, Scorer, check_bleu_tokenizer
+from seq2seq_teachers import load_teachers
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -78,6 +81,9 @@ class ModelArguments:
     separate_vocabularies: bool = field(default=False, metadata={"help": "Train a vocabulary for each side."})
     target_vocab_size: int | None = field(default=None, metadata={"help": "If unlike the source's."})
     byte_fallback: bool = field(default=True, metadata={"help": "Spell unseen characters in bytes; without, <unk>."})
+    teachers: list[str] | None = field(
+        default=None, metadata={"help": "Folders of checkpoints with one tokenizer, to learn from as from the data."}
+    )
     moving_average: float | None = field(default=None, metadata={"help": "Decay of the weights' average: 0.999."})
 
 
@@ -132,13 +138,13 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tuple[Any, Any]:
-    """Model and tokenizer: from the checkpoint `start`, or new ones."""
-    overrides = parse_overrides(args.config_overrides)
-    for folder in filter(None, (args.tokenizer_name_or_path, start)):
+    """Model and tokenizer: from the checkpoint `start`, or new ones; the tokenizer of teachers is theirs."""
+    overrides, teachers = parse_overrides(args.config_overrides), args.teachers or []
+    for folder in filter(None, (args.tokenizer_name_or_path, start, *teachers)):
         if not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such folder.")
-    if args.tokenizer_name_or_path or start:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name_or_path or start)
+    if known := args.tokenizer_name_or_path or start or next(iter(teachers), None):
+        tokenizer = AutoTokenizer.from_pretrained(known)
     elif train is None:
         raise ValueError("Without --do_train there must be a --model_name_or_path.")
     else:
@@ -188,6 +194,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         validation = read(data, "validation", args.do_eval, data.max_eval_samples)
         test = read(data, "test", args.do_predict, data.max_predict_samples)
         model, tokenizer = build(model_args, model_args.model_name_or_path or args.resume_from_checkpoint, train)
+        teachers = load_teachers(model_args.teachers or [], tokenizer)
         lengths = data.max_source_length, data.max_target_length
         train = train and encode_for_training(train, tokenizer, *lengths)
         validation = validation and encode_for_evaluation(validation, tokenizer, *lengths, "validation")
@@ -198,7 +205,8 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
 
     model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
     args.generation_num_beams = args.generation_num_beams or 1  # while training
-    trainer_class = DragomanTrainer if args.tokens_per_batch or args.max_minutes or args.muon else Seq2SeqTrainer
+    ours = args.tokens_per_batch or args.max_minutes or args.muon or teachers
+    trainer_class = partial(DragomanTrainer, teachers=teachers) if ours else Seq2SeqTrainer
     trainer = trainer_class(
         model=model,
         args=args,

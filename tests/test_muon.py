@@ -210,6 +210,19 @@ def test_a_stock_trainer_takes_it_by_hand(tmp_path: Path) -> None:
     assert by_hand.create_optimizer() is given
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_card_names_it(by_hand: bool, tmp_path: Path) -> None:
+    """And not what args.optim says."""
+    run = trainer(tmp_path, muon=not by_hand)
+    if by_hand:
+        run.optimizer = MuonAdamW(run.model, LR, DECAY, betas=(0.9, 0.9), eps=1e-6)
+    run.train()
+    run.save_model()
+    run.create_model_card()
+    line = next(x for x in (tmp_path / "README.md").read_text("utf-8").splitlines() if x.startswith("- optimizer"))
+    assert line == "- optimizer: MuonAdamW, its AdamW with betas=(0.9, 0.9) and epsilon=1e-06"
+
+
 def test_another_optimizer_is_refused_beside_it(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"muon=True leaves the other weights to torch's AdamW, and optim='adafactor' is none"

@@ -424,8 +424,9 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "valid": rows(9),
         "texts": ["one two", "three"],
     }
+    build(DragomanConfig.from_tokenizer(words, preset=tiny(hidden_size=48))).save_pretrained("a-larger-model")
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
-    assert len(snippets) == 11
+    assert len(snippets) == 12
     for snippet in snippets:
         if "average_checkpoints(" in snippet:
             assert names["args"].max_minutes == 50
@@ -441,6 +442,7 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names["multilingual"](["a dog"], target_language="fr").tokens()[0] == "<2fr>"
     assert names["letters_to_phonemes"]("dx").tokens()[1] == "<unk>"
     assert names["stock"].optimizer is names["optimizer"]
+    assert names["student"].teachers.models[0].config.hidden_size == 48
     assert names["epoch"] == 2
     assert names["loss"].item() > 0
     assert len(list(names["skip_first_batches"](names["loader"], len(names["loader"])))) == 0

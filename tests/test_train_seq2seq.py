@@ -254,6 +254,8 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
             ],
             "--load_best_model_at_end would end with a checkpoint, not with --moving_average",
         ),
+        (["--do_train", "{train}", "--teachers", "nowhere"], "nowhere: no such folder"),
+        (["--do_train", "{train}", "--teacher_weight", "0"], r"train_seq2seq: teacher_weight=0\.0 must be above 0"),
         (["--do_train", "{train}", "--resume_from_checkpoint", "true"], "true: .* has no checkpoint"),
         (["--do_train", "{train}", "--preset", "smal"], "There is no preset 'smal'"),
         (["--do_train", "{train}", "--config_overrides", "dropuot=0.2"], "Did you mean dropout"),
@@ -326,6 +328,23 @@ def test_muon(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
         [*TINY, *files, "--do_train", "--muon", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
     )
     assert isinstance(trainer.optimizer.optimizer, dragoman.MuonAdamW)
+
+
+def test_teachers(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    """What they read and write goes for the student, whatever its own data would give."""
+    run = [*TINY, *files, "--do_train", "--max_steps", "2", "--separate_vocabularies", "--output_dir"]
+    alone = script.main([*run, str(tmp_path / "alone")])
+    assert getattr(alone, "teachers", None) is None
+    few = write_tsv(tmp_path / "few.tsv", [("ab", "A"), ("ba", "BA")])
+    other = [*run, str(tmp_path / "other"), "--train_file", few, "--teachers", str(tmp_path / "alone")]
+    taught = script.main([*other, str(tmp_path / "alone"), "--teacher_weight", "0.7"])
+    assert (len(taught.teachers.models), taught.teachers.weight) == (2, 0.7)
+    assert taught.processing_class.target_vocab_size == alone.processing_class.target_vocab_size > 6
+    script.main([*run, str(tmp_path / "small"), "--train_file", few])
+    with pytest.raises(SystemExit, match=r"--teachers: .*alone has another vocabulary than the model"):
+        script.main(
+            [*run, "out", "--model_name_or_path", str(tmp_path / "small"), "--teachers", str(tmp_path / "alone")]
+        )
 
 
 def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
