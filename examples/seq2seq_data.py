@@ -81,9 +81,14 @@ def read_split(folder: str, split: str, columns: Columns | None = None) -> Datas
 
 
 def _load_files(folder: str, columns: Columns) -> DatasetDict:
+    builder = load_dataset_builder(folder)
+    if builder.name != "csv":
+        return load_dataset(folder)
     # Else "NA" is read as nothing, and "1" as a number.
-    as_texts = {"converters": dict.fromkeys(columns, str), "keep_default_na": False}
-    return load_dataset(folder, **as_texts if load_dataset_builder(folder).name == "csv" else {})
+    as_texts: dict[str, Any] = {"converters": dict.fromkeys(columns, str), "keep_default_na": False}
+    if all(".tsv" in Path(path).suffixes for paths in builder.config.data_files.values() for path in paths):
+        as_texts["quoting"] = csv.QUOTE_NONE  # as in a TSV file by itself
+    return load_dataset(folder, **as_texts)
 
 
 def _collect(rows: Rows, name: str) -> Dataset:

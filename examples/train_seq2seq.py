@@ -81,9 +81,7 @@ class ModelArguments:
     separate_vocabularies: bool = field(default=False, metadata={"help": "Train a vocabulary for each side."})
     target_vocab_size: int | None = field(default=None, metadata={"help": "If unlike the source's."})
     byte_fallback: bool = field(default=True, metadata={"help": "Spell unseen characters in bytes; without, <unk>."})
-    teachers: list[str] | None = field(
-        default=None, metadata={"help": "Folders of checkpoints with one tokenizer, to learn from as from the data."}
-    )
+    teachers: list[str] | None = field(default=None, metadata={"help": "Folders of checkpoints to learn from, too."})
     moving_average: float | None = field(default=None, metadata={"help": "Decay of the weights' average: 0.999."})
 
 
@@ -105,7 +103,9 @@ class DataArguments:
         default=256, metadata={"help": "In tokens. Longer pairs do not train; longer sources to evaluate are cut."}
     )
     max_target_length: int = field(default=256, metadata={"help": "In tokens; also the limit of generation."})
-    num_beams: int = field(default=1, metadata={"help": "At the end; while training, --generation_num_beams (or 1)."})
+    num_beams: int | None = field(
+        default=None, metadata={"help": "At the end (else a checkpoint's own, or 1); before, --generation_num_beams."}
+    )
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
 
 
@@ -119,7 +119,13 @@ def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
         raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
     if args.do_train and wanted is None and found is not None:
         raise ValueError(f"{found} is of a run before: name a new --output_dir, or --resume_from_checkpoint true.")
-    return found if wanted in ("true", "True") else wanted
+    if wanted not in ("true", "True"):
+        return wanted
+    # The state is written last, and a run may have been killed before.
+    whole = [path for path in Path(folder).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    if not whole:
+        raise ValueError(f"{found} was cut off while it was written, and there is none before it: begin anew.")
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         if averages and args.load_best_model_at_end:
             raise ValueError("--load_best_model_at_end would end with a checkpoint, not with --moving_average.")
         args.resume_from_checkpoint = choose_checkpoint(args)
-        if data.num_beams < 1:
+        if data.num_beams is not None and data.num_beams < 1:
             raise ValueError(f"--num_beams must be at least 1, not {data.num_beams}.")
         check_bleu_tokenizer(data.bleu_tokenize)
         train = read(data, "train", args.do_train, data.max_train_samples)
@@ -203,7 +209,9 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         raise SystemExit(f"train_seq2seq: {error}") from error
     logger.info(f"{model.num_parameters():,} parameters; {len(train or ())} training pairs")
 
-    model.generation_config.update(max_length=data.max_target_length + 1, num_beams=data.num_beams)  # 1: start token
+    num_beams = data.num_beams or model.generation_config.num_beams or 1
+    beams_alone = {"early_stopping": False, "length_penalty": 1.0} if num_beams == 1 else {}  # else refused in saving
+    model.generation_config.update(max_length=data.max_target_length + 1, num_beams=num_beams, **beams_alone)
     args.generation_num_beams = args.generation_num_beams or 1  # while training
     ours = args.tokens_per_batch or args.max_minutes or args.muon or teachers
     trainer_class = partial(DragomanTrainer, teachers=teachers) if ours else Seq2SeqTrainer
@@ -228,10 +236,10 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
     args.predict_with_generate = True  # evaluation while training may have been by the loss alone
     if score:
         trainer.compute_metrics = score
-        score.report(trainer, "eval", trainer.evaluate(num_beams=data.num_beams))
+        score.report(trainer, "eval", trainer.evaluate(num_beams=num_beams))
     if test:
         trainer.compute_metrics = score = Scorer(tokenizer, test, data.bleu_tokenize)
-        output = trainer.predict(test, metric_key_prefix="predict", num_beams=data.num_beams)
+        output = trainer.predict(test, metric_key_prefix="predict", num_beams=num_beams)
         score.report(trainer, "predict", output.metrics or {})
         if trainer.is_world_process_zero():
             score.write(Path(args.output_dir, "generated_predictions.txt"), output.predictions)

@@ -65,12 +65,13 @@ def test_two_seeds_their_spread_and_their_ensemble(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["multi30k", "cmudict"])
 def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
-    epochs = "--num_train_epochs 10" if recipe == "multi30k" else "--max_steps 2"
+    epochs = "--num_train_epochs 3" if recipe == "multi30k" else "--max_steps 2"
     _, result = run(recipe, tmp_path, [0], f"{epochs} --logging_steps 1 --use_cpu")
     assert result["seeds"][0]["rows"] == (1 if recipe == "multi30k" else 2)
     assert "ensemble" not in result
     averaged = (tmp_path / "out" / "seed-0-average").is_dir()
     assert averaged == ("average" in json.loads((RECIPES / recipe / "recipe.json").read_text("utf-8")))
+    assert result["seeds"][0].get("averaged") == (3 if averaged else None), "as many checkpoints as there are"
     (tmp_path / "out" / "seed-0" / "checkpoint-9999").mkdir(exist_ok=True)
     run(recipe, tmp_path, [0], f"{epochs} --logging_steps 1 --use_cpu")
     assert not (tmp_path / "out" / "seed-0" / "checkpoint-9999").exists(), "of the run before: it is not averaged"
@@ -181,6 +182,31 @@ def test_only_a_resumed_run_keeps_checkpoints(
     with pytest.raises(SystemExit, match="training"):
         module.run_seed({"train": []}, tmp_path, tmp_path, 0, more)
     assert checkpoint.exists() == kept
+
+
+@pytest.mark.parametrize(
+    ("more", "newer", "given", "machine"),
+    [
+        ([], True, ["--dataloader_num_workers", "1", "--tf32", "true"], "a card, "),
+        ([], False, ["--dataloader_num_workers", "1"], "a card, "),
+        (["--use_cpu", "true"], True, [], "no GPU"),
+    ],
+)
+def test_a_gpu_is_used_as_far_as_it_goes(
+    more: list[str], newer: bool, given: list[str], machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers refuses --tf32 on cards before Ampere."""
+    module = importlib.import_module("run")
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "python", lambda *command, **_: (commands.append(command), sys.exit("training")))
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(module, "is_torch_tf32_available", lambda: newer)
+    with pytest.raises(SystemExit, match="training"):
+        module.run_seed({"train": []}, tmp_path, tmp_path, 0, more)
+    after = commands[0].index("--output_dir") + 2
+    assert list(commands[0][after:]) == [*given, *more]
+    assert machine in module.hardware(["--bf16", *more])
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def test_a_checkpoint_is_scored_and_its_answers_written_down(script: ModuleType,
     lines = [line.split("\t") for line in (tmp_path / "out" / "nbest.tsv").read_text().splitlines()]
     assert [(line[0], line[1]) for line in lines] == [(str(row), rank) for row in range(4) for rank in "12"]
     assert [line[3] for line in lines[::2]] == [" ".join(answer.split()) for answer in answers]
+    assert [line[4] for line in lines[::2]] == sources
     assert all(float(a[2]) >= float(b[2]) for a, b in zip(lines[::2], lines[1::2], strict=True))
 
 
@@ -206,7 +207,7 @@ def test_what_is_written_counts_too(script: ModuleType, tmp_path: Path, capsys: 
     script.main(tmp_path / "xyz", script.Task("g2p"), tmp_path / "test", others=[tmp_path / "xyz"], max_new_tokens=4)
 
 
-def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
+def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # three labels
     model = BartForSequenceClassification(BartConfig(**sizes, **SIDES)).eval()
@@ -223,6 +224,11 @@ def test_a_classifier_is_scored(script: ModuleType, tmp_path: Path) -> None:
     )
     assert "4 rows: accuracy 75.00" in run(script, tmp_path / "model", "classification", tmp_path / "test")
     assert (tmp_path / "model" / "classification-test" / "nbest.tsv").is_file()
+    (tmp_path / "others").write_text("1 abc\nneg d\n5 ponm\n")
+    with pytest.raises(typer.Exit):
+        script.main(tmp_path / "model", script.Task.CLASSIFICATION, tmp_path / "others")
+    assert "others: the model has no label 5, neg; it has 0, 1, 2." in capsys.readouterr().err
+    assert not (tmp_path / "model" / "classification-others").exists()
 
 
 def test_a_source_that_is_too_long(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

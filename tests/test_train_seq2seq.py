@@ -16,10 +16,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    EvalPrediction,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 import dragoman
-from support import ROOT, data_folder
+from support import ROOT, build, data_folder
 
 PAIRS = [("Hallo", "HALLO"), ("zwei  Worte", "ZWEI  WORTE"), ('ein "Zitat", ja', 'EIN "ZITAT", JA'), ("ß ü", "ẞ Ü")]
 TINY = ["--preset", "tiny", "--algorithm", "char", "--byte_fallback", "false", "--disable_tqdm", "true"]
@@ -204,6 +210,23 @@ def test_a_table_in_a_folder_holds_texts(rows: list[str], data: ModuleType, tmp_
     assert [f"{source},{target}" for source, target in zip(pairs["source"], pairs["target"], strict=True)] == rows
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz"])
+def test_quotes_in_a_folder_of_tsv_are_characters(suffix: str, data: ModuleType, tmp_path: Path) -> None:
+    """As in a TSV file by itself: one that is not closed swallows no rows."""
+    texts = [
+        ("source", "target"),
+        ("He said:", '"Komm'),
+        ("three", "drei"),
+        ('and "go".', 'und geh."'),
+        ("end", "Ende"),
+    ]
+    opened = gzip.open if suffix.endswith(".gz") else open
+    with opened(tmp_path / f"train{suffix}", "wt", encoding="utf-8") as file:
+        file.write("".join(f"{source}\t{target}\n" for source, target in texts))
+    pairs = data.read_split(str(tmp_path), "train")
+    assert list(zip(pairs["source"], pairs["target"], strict=True)) == texts[1:]
+
+
 def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text('{"source": "a", "target": "b"}\n{"source"\n')
@@ -328,6 +351,41 @@ def test_muon(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
         [*TINY, *files, "--do_train", "--muon", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
     )
     assert isinstance(trainer.optimizer.optimizer, dragoman.MuonAdamW)
+
+
+@pytest.mark.parametrize(("asked", "beams", "early"), [(None, 5, True), ("1", 1, False), ("3", 3, True)])
+def test_a_checkpoint_that_writes_by_beams(
+    asked: str | None, beams: int, early: bool, script: ModuleType, tmp_path: Path, files: list[str]
+) -> None:
+    """As the families that are converted do; transformers saves no setting of beam search beside num_beams=1."""
+    tokenizer = dragoman.DragomanTokenizer.train(["abcd", "ABCD"], algorithm="char", byte_fallback=False, vocab_size=40)
+    model = build(dragoman.DragomanConfig.from_tokenizer(tokenizer, preset="tiny"))
+    model.generation_config.update(num_beams=5, early_stopping=True, length_penalty=2.0)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "start")
+    run = [*files, "--do_train", "--do_eval", "--max_steps", "1", "--max_target_length", "8", "--disable_tqdm", "true"]
+    run += ["--num_beams", asked] if asked else []
+    script.main([*run, "--model_name_or_path", str(tmp_path / "start"), "--output_dir", str(tmp_path / "out")])
+    for folder in ("out", "out/checkpoint-1"):
+        saved = GenerationConfig.from_pretrained(tmp_path / folder)
+        assert (saved.num_beams, saved.early_stopping) == (beams, early)
+        assert saved.length_penalty == (2.0 if early else 1.0)
+
+
+def test_what_was_cut_off_is_not_resumed(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    run = [*TINY, *files, "--do_train", "--max_steps", "4", "--save_steps", "2", "--output_dir", str(tmp_path / "out")]
+    whole = script.main(run).model
+    last = tmp_path / "out" / "checkpoint-4"
+    for name in ("trainer_state.json", "optimizer.pt"):
+        (last / name).unlink()
+    resumed = script.main([*run, "--resume_from_checkpoint", "true"])
+    assert (last / "trainer_state.json").is_file()
+    for name, weight in whole.named_parameters():
+        torch.testing.assert_close(resumed.model.get_parameter(name), weight, rtol=0, atol=0, msg=name)
+    for folder in tmp_path.glob("out/checkpoint-*"):
+        (folder / "trainer_state.json").unlink()
+    with pytest.raises(SystemExit, match=r"checkpoint-4 was cut off while it was written, and there is none before it"):
+        script.main([*run, "--resume_from_checkpoint", "true"])
 
 
 def test_teachers(script: ModuleType, tmp_path: Path, files: list[str]) -> None:

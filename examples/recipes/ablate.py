@@ -95,7 +95,7 @@ def main(
         kept = {name: record[name] for name in (*about["metrics"], *KEPT) if name in record}
         with writing:
             result["rows"][row["name"]][str(seed)] = kept
-            result.update(date=date.today().isoformat(), hardware=hardware(), at_once=at_once)
+            result.update(date=date.today().isoformat(), hardware=hardware(about["train"]), at_once=at_once)
             result.update(threads=torch.get_num_threads(), metric=about["metrics"][0])
             result.update(all=plan["all"], every=plan.get("every", 1))
             partial_file = file.with_suffix(".partial")  # whoever stops this loses no measurement

@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from safetensors import safe_open
+from transformers.utils import is_torch_tf32_available
 
 HERE = Path(__file__).resolve().parent
 RECIPES = sorted(path.parent.name for path in HERE.glob("*/recipe.json"))
@@ -66,11 +67,14 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     started = time.perf_counter()
     arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]
     train = [str(HERE.parent / "train_seq2seq.py"), "--do_train", *arguments, "--seed", str(seed)]
-    fast = ["--tf32", "true", "--dataloader_num_workers", "1"] if torch.cuda.is_available() else []
+    fast = ["--dataloader_num_workers", "1"] if on_gpu([*train, *more]) else []
+    if fast and is_torch_tf32_available():
+        fast += ["--tf32", "true"]
     python(*train, "--output_dir", str(folder), *fast, *more, log=log)
     seconds = time.perf_counter() - started
     scored = folder
     if last := recipe.get("average"):
+        last = max(1, min(last, len(list(folder.glob("checkpoint-*")))))  # a short training has fewer
         scored = output / f"seed-{seed}-average"
         shutil.rmtree(scored, ignore_errors=True)
         python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
@@ -79,6 +83,8 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     steps: Record = {"steps": state["global_step"], "epochs": round(state["epoch"], 1)}
     if resumed:
         steps["resumed"] = True  # the seconds are those of the last sitting
+    if last:
+        steps["averaged"] = last
     size = {"parameters": count_parameters(folder / "model.safetensors")}
     return {"seed": seed, "train_seconds": round(seconds), **steps, **size, **record}
 
@@ -128,8 +134,12 @@ def write_log(state: Path, file: Path) -> None:
         writer.writerows([f"{float(entry[name]):.6g}" for name in names] for entry in history)
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
+def on_gpu(arguments: list[Any]) -> bool:
+    return torch.cuda.is_available() and "--use_cpu" not in arguments
+
+
+def hardware(arguments: list[Any]) -> str:
+    if on_gpu(arguments):
         return f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores"
     return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
 
@@ -164,7 +174,7 @@ def main(
     result = {
         "recipe": recipe,
         "date": date.today().isoformat(),
-        "hardware": hardware(),
+        "hardware": hardware([*about["train"], *more]),
         "at_once": at_once,
         "more_train_arguments": train,
         "longest_training": max(record["train_seconds"] for record in records),

@@ -15,7 +15,7 @@ Tasks and their files, each compressed or not:
 - `classification`: `label text` or `label<TAB>text` a line; a first line `label<TAB>...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
-score<TAB>text`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
+score<TAB>text<TAB>source`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
 """
 
 import hashlib
@@ -169,6 +169,10 @@ def main(
     except (ValueError, OSError) as error:
         fail(str(error).replace("truncation=True", "--truncate"))
     scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
+    if task == Task.CLASSIFICATION:
+        known, given = {label for label, _ in rows[0]}, {labels[0] for labels in test.references}
+        if foreign := sorted(given - known):
+            fail(f"{testfile}: the model has no label {', '.join(foreign)}; it has {', '.join(sorted(known))}.")
     data = [testfile] if references is None else [testfile, references]
     sums = [sha256(sorted(folder.glob("*.safetensors"))) for folder in (checkpoint, *others)]
     result = scores | {
@@ -185,9 +189,9 @@ def main(
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     with (output_dir / "nbest.tsv").open("w", encoding="utf-8", newline="\n") as file:
-        for number, row in enumerate(rows):
+        for number, (source, row) in enumerate(zip(test.sources, rows, strict=True)):
             for rank, (text, value) in enumerate(row, start=1):
-                file.write(f"{number}\t{rank}\t{value:.6f}\t{' '.join(text.split())}\n")
+                file.write(f"{number}\t{rank}\t{value:.6f}\t{' '.join(text.split())}\t{' '.join(source.split())}\n")
     shown = (f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items())
     typer.echo(f"{testfile.name}, {len(rows)} rows: {', '.join(shown)}")
 
