@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,12 +44,12 @@ class Teachers:
 
         self.options = {"return_logits": True} if may_return_logits(student) else {}
 
-    def beside(self, student: nn.Module, step: int) -> Callable[..., Any]:
+    def beside(self, student: nn.Module, step: int) -> Any:
         """The student, to be called as a model, with a loss that its teacher of this step has its share in."""
         return functools.partial(taught, student, self.models[step % len(self.models)], self.weight, self.options)
 
 
-def may_return_logits(model: nn.Module) -> bool:
+def may_return_logits(model: Any) -> bool:
     """Whether a model asks whether to: a stock one always does."""
     return "return_logits" in inspect.signature(unwrap_peft_model(model).forward).parameters
 
