@@ -113,7 +113,7 @@ def convert(
     from .conversion.families import ConversionError
     from .conversion.folders import convert_folder
 
-    with in_one_line(ConversionError, ValueError, OSError, StrictDataclassError):
+    with in_one_line(ConversionError, ValueError, OSError, ImportError, StrictDataclassError):
         conversion = convert_folder(source, target, to)
     print(f"{conversion.source} -> {conversion.target}: {conversion.parameters:,} parameters in {target}")
     print(conversion.comparison or "not compared: the engine of CTranslate2 computes it")

@@ -30,7 +30,10 @@ _THEIR_DATA = {
     *("vocab.json", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "added_tokens.json"),
     *("merges.txt", "source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model"),
 }
-_THEIRS = {"PreTrainedTokenizerFast", "TokenizersBackend", *filter(None, TOKENIZER_MAPPING_NAMES.values())}
+_THEIRS = {
+    *("PreTrainedTokenizerFast", "TokenizersBackend", *filter(None, TOKENIZER_MAPPING_NAMES.values())),
+    *("M2M100Tokenizer", "MarianTokenizer"),  # which the mapping has only where sentencepiece is installed
+}
 _REPORTS = re.compile(r"(all|train|eval|predict|test)_results\.json|trainer_state\.json")
 _TEXTS = {"README.md", "LICENSE", ".gitattributes"}
 _WEIGHTS = re.compile(r"model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")

@@ -326,6 +326,15 @@ class TestTheCommandLine:
         assert message in result.output.replace("\n", " ")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
+    def test_how_the_checkpoint_would_write_is_no_concern(self, source: Path, tmp_path: Path) -> None:
+        """What is compared is what the models compute; the settings go along."""
+        own = {"num_beams": 4, "num_return_sequences": 4, "return_dict_in_generate": True, "guidance_scale": 1.5}
+        GenerationConfig(**own, decoder_start_token_id=2, stop_strings=["x"]).save_pretrained(source)
+        result = self.run(source, tmp_path / "ours")
+        assert result.exit_code == 0, result.output
+        carried = GenerationConfig.from_pretrained(tmp_path / "ours")
+        assert {name: getattr(carried, name) for name in own} == own
+
     def test_two_models_that_differ_are_seen(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

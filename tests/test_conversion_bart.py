@@ -7,7 +7,7 @@ import torch
 
 from bart_models import ARCHITECTURES, VARIANTS, tiny
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
-from dragoman.conversion import convert_from
+from dragoman.conversion import convert_from, convert_to
 from ladder import TOLERANCE, climb, go_around, ragged
 from support import relative_error
 
@@ -34,6 +34,19 @@ def test_permuted_heads_are_seen(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_fine_tuning(architecture: str, variant: str, tmp_path: Path) -> None:
     check_fine_tuning(tiny(architecture, dropout=0.0, **VARIANTS[variant]), tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_untied_embeddings_come_back_from_a_folder(architecture: str, tmp_path: Path) -> None:
+    """Of names that share a tensor, saving keeps one; the decoder's was drawn at random in loading."""
+    theirs = tiny(architecture, tie_word_embeddings=False)
+    back = convert_to(convert_from(theirs), theirs.config.model_type)
+    back.save_pretrained(tmp_path)
+    read = type(theirs).from_pretrained(tmp_path).eval()
+    for name in ("encoder.embed_tokens", "decoder.embed_tokens"):
+        expected = theirs.get_submodule(f"model.{name}").weight
+        torch.testing.assert_close(read.get_submodule(f"model.{name}").weight, expected, rtol=0, atol=0, msg=name)
+    torch.testing.assert_close(read(**ragged(theirs)).logits, theirs(**ragged(theirs)).logits)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

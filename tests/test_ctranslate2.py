@@ -13,8 +13,9 @@ import torch
 from ctranslate2.converters import TransformersConverter
 from ctranslate2.converters.transformers import main
 from rapidfuzz.distance import Levenshtein
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizer
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from dragoman import DragomanConfig, DragomanForConditionalGeneration, DragomanTokenizer, presets, quantize
 from dragoman.conversion import ctranslate2_writer
@@ -322,6 +323,21 @@ def test_a_folder_without_a_tokenizer_is_not_for_the_engine(tmp_path: Path) -> N
     build(tiny()).save_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match=r"ours has no tokenizer, and the engine's folders name every token"):
         write_ctranslate2(tmp_path / "ours", tmp_path / "engine")
+
+
+def test_a_tokenizer_may_have_no_name_for_the_end(tmp_path: Path) -> None:
+    """As those of BERT's kind, with which Chinese BART models come: it is the configuration's."""
+    tokens = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{i}" for i in range(30))]
+    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    named = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    model = build(tiny(vocab_size=len(tokens), bos_token_id=1))
+    for part in (model, PreTrainedTokenizerFast(tokenizer_object=words, **named)):
+        part.save_pretrained(tmp_path / "ours")
+    write_ctranslate2(tmp_path / "ours", tmp_path / "engine")
+    said = json.loads((tmp_path / "engine" / "config.json").read_text("utf-8"))
+    assert (said["bos_token"], said["eos_token"]) == ("[CLS]", "[SEP]")
+    assert_engine_writes_the_same(model, tmp_path / "engine")
 
 
 def test_int8_of_ours_is_written_as_what_it_stands_for(tmp_path: Path) -> None:

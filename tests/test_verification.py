@@ -188,6 +188,16 @@ def test_the_tokenizer_of_a_converted_model(folder: Path, tmp_path: Path) -> Non
     assert problems(folder).keys() == {"vocab.json"}
 
 
+@pytest.mark.parametrize("name", ["MarianTokenizer", "M2M100Tokenizer"])
+def test_a_tokenizer_of_sentencepiece_needs_no_sentencepiece(name: str, tmp_path: Path) -> None:
+    """transformers lists these two only where it is installed."""
+    bart_models.tiny("Bart").save_pretrained(tmp_path / "theirs")
+    convert_folder(tmp_path / "theirs", tmp_path / "ours")
+    (tmp_path / "ours" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    (tmp_path / "ours" / "source.spm").write_bytes(b"x")
+    assert problems(tmp_path / "ours") == {}
+
+
 def test_command(folder: Path) -> None:
     command = [sys.executable, "-m", "dragoman", "verify", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=120)

@@ -20,7 +20,7 @@ from .ctranslate2_files import is_ctranslate2_folder
 from .ctranslate2_reader import read_ctranslate2
 from .families import ConversionError, Family, with_ties
 from .registry import family_of, refuse_other_heads
-from .tensors import FolderTensors, dtype_of, existing_folder, tensors_of
+from .tensors import FolderTensors, apart, dtype_of, existing_folder, tensors_of
 
 __all__ = ["ConversionError", "Family", "convert_from", "convert_to"]
 
@@ -71,6 +71,8 @@ def convert_to(
         raise ConversionError(config.model_type, ["its weights are int8: convert what model.dequantize() gives"])
     theirs, state = target.write(config, with_ties(config, tensors))
     carry(config, theirs)
+    if not theirs.tie_word_embeddings:
+        state = apart(state)
     model = target.in_tree_class().from_pretrained(None, config=theirs, state_dict=state, dtype=dtype_of(state))
     model.generation_config = generation_config
     return model

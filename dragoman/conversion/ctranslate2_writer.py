@@ -161,10 +161,11 @@ class DragomanLoader(ModelLoader):
 
     def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
         """The source ends as the tokenizer ends it, so the engine adds nothing."""
-        config.eos_token = tokenizer.eos_token
-        config.bos_token = tokenizer.bos_token or tokenizer.pad_token
+        written, ids = self.get_vocabulary(model, tokenizer)[1], model.config
+        config.eos_token = written[ids.eos_token_id]  # a tokenizer may have no name for its end, as those of BERT
+        config.bos_token = tokenizer.pad_token if ids.bos_token_id is None else written[ids.bos_token_id]
         config.unk_token = tokenizer.unk_token or tokenizer.pad_token  # the engine would add one, and has no row for it
-        config.decoder_start_token = self.get_vocabulary(model, tokenizer)[1][model.config.decoder_start_token_id]
+        config.decoder_start_token = written[ids.decoder_start_token_id]
         config.layer_norm_epsilon = float(model.config.norm_eps)
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 TOKENS = 64
 LENGTHS = ((12, 9), (7, 16), (1, 3))  # of sources and targets
+SPECIAL = ("pad_token_id", "decoder_start_token_id", "eos_token_id", "bos_token_id")
 TOLERANCE = 1e-5  # of the logits in float32, relative to their largest
 
 
@@ -77,13 +78,19 @@ def ask(model: PreTrainedModel, source_size: int, target_size: int, length: int)
         "no_repeat_ngram_size": 1,
         "suppress_tokens": [config.pad_token_id],
     }
-    tokens = model.generate(**inputs, **lengths, **greedy)  # type: ignore[operator]
+    settings = model.generation_config
+    # No settings of the checkpoint's own: by sampling, assistants, stop strings two models tell nothing of each other.
+    model.generation_config = GenerationConfig(**{name: getattr(settings, name) for name in SPECIAL})
+    try:
+        tokens = model.generate(**inputs, **lengths, **greedy)  # type: ignore[operator]
+    finally:
+        model.generation_config = settings
     return Answers(logits, tokens[:, -length:])
 
 
 def special_ids(config: Any) -> set[int]:
     """Of padding, starts and ends; there may be several of a kind, or none."""
-    values = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "decoder_start", "eos", "bos")]
+    values = [getattr(config, name, None) for name in SPECIAL]
     return {i for value in values if value is not None for i in (value if isinstance(value, list) else [value])}
 
 

@@ -27,6 +27,16 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: copies.setdefault(id(value), value.detach().clone()) for name, value in state.items()}
 
 
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With a copy for each name but the first of a tensor: of names that share one, saving keeps one."""
+    seen: set[int] = set()
+    own = {}
+    for name, value in state.items():
+        own[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return own
+
+
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     """That of most weights, if all of them fit without loss; else one that holds all."""
     floats = [value for value in state.values() if value.is_floating_point()]
