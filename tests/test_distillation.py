@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM, BartConfig, DataCollatorForSeq2Seq, GPT2Config, GPT2LMHeadModel
+from transformers import DataCollatorForSeq2Seq, GPT2Config, GPT2LMHeadModel
 
+import bart_models
 from dragoman import DragomanConfig, DragomanRecurrentConfig, DragomanTokenizer, DragomanTrainer
 from dragoman import DragomanTrainingArguments as Arguments
 from dragoman.distillation import taught
@@ -37,24 +38,12 @@ def teachers(tokenizer: DragomanTokenizer) -> list[Any]:
     return [build(larger, seed=2).train(), build(older, seed=3).train()]
 
 
-def bart(tokenizer: DragomanTokenizer, size: int) -> Any:
-    config = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=size,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        dropout=0.0,
-        init_std=0.5,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=DragomanConfig.from_tokenizer(tokenizer).decoder_start_token_id,
+def bart(tokenizer: DragomanTokenizer, seed: int) -> Any:
+    ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+    config = DragomanConfig.from_tokenizer(tokenizer)
+    return bart_models.tiny(
+        "Bart", seed, vocab_size=len(tokenizer), dropout=0.0, **{name: getattr(config, name) for name in ids}
     )
-    torch.manual_seed(size)
-    return AutoModelForSeq2SeqLM.from_config(config)
 
 
 def distil(tokenizer: DragomanTokenizer, folder: Path, model: Any, learns_from: list[Any], **arguments: Any) -> Any:
@@ -106,8 +95,8 @@ def by_hand(model: Any, teacher: Any, batches: list[Any], smoothing: float) -> T
 @pytest.mark.parametrize("stock", [False, True], ids=["dragoman", "bart"])
 def test_steps_are_those_by_hand(stock: bool, tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
     """Two micro-batches of unlike numbers of labels a step, and the teachers in turn."""
-    model = bart(tokenizer, 16) if stock else student(tokenizer)
-    learns_from = [bart(tokenizer, 24), *teachers(tokenizer)[1:]] if stock else teachers(tokenizer)
+    model = bart(tokenizer, 1) if stock else student(tokenizer)
+    learns_from = [bart(tokenizer, 2), *teachers(tokenizer)[1:]] if stock else teachers(tokenizer)
     other, together = copy.deepcopy(model), 1 if stock else 2
     run = distil(tokenizer, tmp_path, model, learns_from, max_steps=3, gradient_accumulation_steps=together)
     run.train()
