@@ -103,9 +103,7 @@ class DataArguments:
         default=256, metadata={"help": "In tokens. Longer pairs do not train; longer sources to evaluate are cut."}
     )
     max_target_length: int = field(default=256, metadata={"help": "In tokens; also the limit of generation."})
-    num_beams: int | None = field(
-        default=None, metadata={"help": "At the end (else a checkpoint's own, or 1); before, --generation_num_beams."}
-    )
+    num_beams: int | None = field(default=None, metadata={"help": "When trained; else a checkpoint's own, or 1."})
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
 
 
@@ -122,10 +120,11 @@ def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
     if wanted not in ("true", "True"):
         return wanted
     # The state is written last, and a run may have been killed before.
-    whole = [path for path in Path(folder).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    states = Path(folder).glob("checkpoint-*/trainer_state.json")
+    whole = {int(steps): path.parent for path in states if (steps := path.parent.name.rpartition("-")[2]).isdigit()}
     if not whole:
         raise ValueError(f"{found} was cut off while it was written, and there is none before it: begin anew.")
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
+    return str(whole[max(whole)])
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

@@ -335,6 +335,18 @@ class TestTheCommandLine:
         carried = GenerationConfig.from_pretrained(tmp_path / "ours")
         assert {name: getattr(carried, name) for name in own} == own
 
+    def test_a_missing_package_is_said_in_one_line(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def needs_more(*_: Any) -> None:
+            raise ImportError("the tokenizer requires sentencepiece")
+
+        monkeypatch.setattr(folders, "copy_tokenizer", needs_more)
+        result = self.run(source, tmp_path / "target")
+        assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+        assert "the tokenizer requires sentencepiece" in result.output
+        assert not (tmp_path / "target").exists()
+
     def test_two_models_that_differ_are_seen(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

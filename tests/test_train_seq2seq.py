@@ -5,6 +5,7 @@ import gzip
 import importlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -378,11 +379,12 @@ def test_what_was_cut_off_is_not_resumed(script: ModuleType, tmp_path: Path, fil
     last = tmp_path / "out" / "checkpoint-4"
     for name in ("trainer_state.json", "optimizer.pt"):
         (last / name).unlink()
+    shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-kept")  # by hand
     resumed = script.main([*run, "--resume_from_checkpoint", "true"])
     assert (last / "trainer_state.json").is_file()
     for name, weight in whole.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), weight, rtol=0, atol=0, msg=name)
-    for folder in tmp_path.glob("out/checkpoint-*"):
+    for folder in tmp_path.glob("out/checkpoint-[0-9]"):
         (folder / "trainer_state.json").unlink()
     with pytest.raises(SystemExit, match=r"checkpoint-4 was cut off while it was written, and there is none before it"):
         script.main([*run, "--resume_from_checkpoint", "true"])

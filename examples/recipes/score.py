@@ -34,6 +34,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Logit
 
 import dragoman  # registers models and the pipeline
 from dragoman.pipelines import Text2TextPipeline
+from seq2seq_teachers import vocabularies
 
 Scores = dict[str, Any]
 
@@ -84,14 +85,6 @@ class EnsemblePipeline(Text2TextPipeline):
         return super()._forward(model_inputs, logits_processor=LogitsProcessorList([together]), **options)
 
 
-def vocabularies(checkpoint: Path) -> tuple[Any, Any]:
-    """Of what it reads, and of what it writes."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    read = tokenizer.get_vocab()
-    tokenizer._switch_to_target_mode()
-    return read, tokenizer.get_vocab()
-
-
 def generate(
     checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any]
 ) -> list[list[tuple[str, float]]]:
@@ -101,7 +94,7 @@ def generate(
         "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
     )
     for other in others:
-        if vocabularies(other) != vocabularies(checkpoint):
+        if vocabularies(AutoTokenizer.from_pretrained(other)) != vocabularies(pipe.tokenizer):
             fail(f"{checkpoint} and {other} have different vocabularies: they cannot write together.")
     pipe.others = [AutoModelForSeq2SeqLM.from_pretrained(other).to(pipe.device) for other in others]
     found = pipe(sources)
