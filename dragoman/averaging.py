@@ -98,7 +98,7 @@ def select_checkpoints(
     values, greater = read_metric(found, metric_for_best_model, greater_is_better)
     numbers = [i for i, value in enumerate(values) if not math.isnan(value)]
     if len(numbers) < count:
-        raise ValueError(f"{count} checkpoints wanted, but only {len(numbers)} in {folders} have a number, not nan.")
+        raise ValueError(f"{count} checkpoints wanted, but only {len(numbers)} in {folders} have a number.")
     order = sorted(numbers, key=lambda i: -values[i] if greater else values[i])
     return of_one_run([found[i] for i in sorted(order[:count])])
 
@@ -134,17 +134,17 @@ def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
     values = {step: value for (name, step), value in history.items() if name == metric}
     steps = [int(folder.name.rpartition("-")[2]) for folder in folders]
-    if missing := [step for step in steps if step not in values]:
+    if not values.keys() & set(steps):
         known = sorted({name for name, _ in history if name.startswith("eval_")})
         raise ValueError(
-            f"{file} has no {metric} at step {missing[0]} (it knows "
+            f"{file} has no {metric} at any of these steps (it knows "
             f"{', '.join(known) or 'no evaluation'}): train with eval_strategy and save_strategy alike, or use last=..."
         )
     if greater is None:
         greater = not metric.endswith("loss")  # as TrainingArguments do
         if state.best_metric is not None and values.get(state.best_global_step) == state.best_metric:
             greater = state.best_metric == max(value for value in values.values() if not math.isnan(value))
-    return [values[step] for step in steps], greater
+    return [values.get(step, math.nan) for step in steps], greater  # what ends a sitting is not evaluated
 
 
 def is_best(state: TrainerState, name: str, step: int, value: Any) -> bool:

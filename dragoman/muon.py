@@ -10,9 +10,12 @@ from transformers import PreTrainedModel
 
 
 def layer_matrices(model: nn.Module) -> list[Tensor]:
-    """The weights that train in linear layers, but for what writes the logits and what is tied to an embedding."""
+    """The weights that train in linear layers, but for heads, which write logits, and what is tied to an embedding."""
     modules = list(model.modules())
-    heads = [module.get_output_embeddings() for module in modules if isinstance(module, PreTrainedModel)]
+    models = [module for module in modules if isinstance(module, PreTrainedModel)]
+    inner = {part for each in models for part in each.base_model.modules()}
+    heads = [part for each in models for part in each.modules() if part not in inner]
+    heads += [each.get_output_embeddings() for each in models]  # T5's is inner, too
     tables = [module for module in modules if isinstance(module, nn.Embedding)]
     left_out = {id(getattr(module, "weight", None)) for module in (*heads, *tables)}
     weights = {id(m.weight): m.weight for m in modules if isinstance(m, nn.Linear) and m.weight.requires_grad}
@@ -63,6 +66,11 @@ class MuonAdamW(Optimizer):
         self.parts = (muon, adamw)
         both = [{**group, "muon": part is muon} for part in self.parts for group in part.param_groups]
         super().__init__(both, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "muon" not in param_group:
+            raise ValueError("MuonAdamW divides the weights of a model itself: let them train, and make it anew.")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]

@@ -35,7 +35,8 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     The same for every evaluation batch size and number of processes; the stock trainer's is a mean over batches of
     their means, which counts rows that processes repeat to fill their last batch, and smooths with
-    ``label_smoothing_factor``. (Of several GPUs in one process, ``nn.DataParallel``, it stays the mean.) Logits are
+    ``label_smoothing_factor``. (Of several GPUs in one process, ``nn.DataParallel``, it stays the mean; of a stream
+    on several processes rows that are repeated count.) Logits are
     asked for only where ``compute_metrics`` or ``predict()`` reads them, so that the memory of an evaluation does not
     grow with the vocabulary. The model card says all that the stock trainer's does, and is never written over one that
     a person edited.
@@ -135,9 +136,8 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         super()._track_num_input_tokens(inputs)
-        counted = self.args.include_num_input_tokens_seen
-        if counted != "no" and "labels" in inputs:
-            labels = inputs["labels"]
+        counted, labels = self.args.include_num_input_tokens_seen, inputs.get("labels")
+        if counted != "no" and labels is not None and labels.dim() == 2 and not labels.is_floating_point():  # tokens
             tokens = (labels != IGNORE_INDEX).sum() if counted == "non_padding" else torch.tensor(labels.numel())
             everywhere = self.accelerator.gather(tokens.to(self.args.device))
             self.state.num_input_tokens_seen += int(everywhere.sum())
@@ -240,8 +240,8 @@ class DragomanTrainer(Seq2SeqTrainer):
 
     def _without_repeated_rows(self, labels: Tensor) -> Tensor:
         """Ignore the rows that accelerate repeats to fill the last batches, as ``gather_for_metrics`` drops them."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+        state = self.accelerator.gradient_state  # of one process it may be the training's
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return labels
         labels = labels.clone()
         labels[max(0, state.remainder - self.args.process_index * len(labels)) :] = IGNORE_INDEX

@@ -62,6 +62,11 @@ class DragomanTrainingArguments(Seq2SeqTrainingArguments):
         if self.schedule_by_clock and self.max_minutes is None:
             raise ValueError("schedule_by_clock=True needs max_minutes: say how long to train.")
         if self.max_minutes is not None and not self.schedule_by_clock:
+            if self.save_only_model:
+                raise ValueError(
+                    f"max_minutes={self.max_minutes} resumes from the checkpoint that it ends with, and "
+                    "save_only_model=True would leave the optimizer and the schedule out of it: leave it at False."
+                )
             for name, given, keeps_best in (
                 ("save_strategy", "best", self.save_strategy == "best"),
                 ("save_total_limit", 1, self.save_total_limit == 1 and self.metric_for_best_model),

@@ -51,7 +51,11 @@ class WallClock(TrainerCallback):
         if over:
             control.should_training_stop = True
             self.interrupted = not self.schedule_by_clock
-            control.should_save = control.should_save or not self.schedule_by_clock or args.save_strategy != "no"
+            if self.interrupted:
+                control.should_save = True
+            else:  # as transformers ends a run by its steps
+                control.should_save |= args.save_strategy in ("steps", "epoch")
+                control.should_evaluate |= args.eval_strategy == "steps" and args.eval_delay <= state.global_step
         self.bar.update(min(now - self.begin, self.seconds) - self.bar.n)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

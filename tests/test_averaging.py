@@ -117,10 +117,14 @@ def test_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
         chosen(4)
     folder = rewrite_metric(folder, tmp_path / "e", "eval_ter", {2: math.nan, 4: 17.0, 6: 16.0, 8: 15.0}, 4)
     assert chosen() == [4, 6]
+    folder = rewrite_metric(folder, tmp_path / "f", "eval_cer", {2: 0.5, 6: 0.4, 8: 0.3}, 8)  # the clock's: none at 4
+    assert chosen() == [6, 8]
     folder = tmp_path / "d"
     with pytest.raises(ValueError, match="none: no such folder"):
         average_checkpoints([run / "checkpoint-2", tmp_path / "none"])
-    with pytest.raises(ValueError, match=r"trainer_state.json has no eval_chrf at step 2 \(it knows eval_bleu, eval_"):
+    with pytest.raises(
+        ValueError, match=r"trainer_state.json has no eval_chrf at any of these steps \(it knows eval_bleu, eval_"
+    ):
         chosen(metric_for_best_model="chrf")
 
 

@@ -60,6 +60,12 @@ def test_ours_pass(preset: str, scheme: str) -> None:
     assert {v.number for v in verdicts if v.status == "not offered"} == set()
 
 
+def test_a_start_that_is_the_pad_token_passes() -> None:
+    """As in what was converted from Marian and Pegasus: a target of that one token is not to be told from padding."""
+    verdicts = [judge(alone("tiny", pad_token_id=0, decoder_start_token_id=0), number) for number in QUICK]
+    assert [v for v in verdicts if v.status == "FAIL"] == []
+
+
 RECURRENT: list[dict[str, Any]] = [
     {"attention": "none"},
     {"attention": "additive"},

@@ -5,13 +5,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
-from transformers import BartConfig, BartForConditionalGeneration, Seq2SeqTrainer, default_data_collator
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Seq2SeqTrainer,
+    T5Config,
+    T5ForConditionalGeneration,
+    default_data_collator,
+)
 
-from dragoman import DragomanTrainer, DragomanTrainingArguments, MuonAdamW
+from dragoman import DragomanForSequenceClassification, DragomanTrainer, DragomanTrainingArguments, MuonAdamW
 from dragoman.muon import layer_matrices
 from support import batch, build, tiny
 
@@ -72,6 +80,31 @@ def test_matrices_of_the_layers_are_muons_and_the_rest_is_adamws(overrides: dict
 def test_a_stock_model_is_divided_alike() -> None:
     model = bart()
     assert matrix_names(model) == in_layers(model)
+
+
+@pytest.mark.parametrize("backbone", ["encoder", "encoder_decoder"])
+def test_heads_are_adamws(backbone: str) -> None:
+    """A classifier's, and what LoRA lays beside the output layer; a stock T5's is within what else are its layers."""
+    classifier = DragomanForSequenceClassification(tiny(classifier_backbone=backbone))
+    assert matrix_names(classifier) == in_layers(classifier)
+    model = peft.get_peft_model(
+        build(tiny(tie_word_embeddings=False)), peft.LoraConfig(target_modules=["q_proj", "lm_head"], r=2)
+    )
+    names = {name for name, weight in model.named_parameters() if "lora" in name and ".layers." in name}
+    assert names
+    assert matrix_names(model) == names
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1, "vocab_size": 20}
+    stock = T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=False))
+    assert {name.rpartition(".")[0].split(".")[-1] for name in matrix_names(stock)} == {*"qkvo", "wi", "wo"}
+
+
+def test_weights_that_it_was_not_told_of_are_refused() -> None:
+    """As gradual unfreezing by hand adds them."""
+    optimizer = MuonAdamW(build(tiny()))
+    before = len(optimizer.param_groups)
+    with pytest.raises(ValueError, match="divides the weights of a model itself"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(4, 4))]})
+    assert len(optimizer.param_groups) == before
 
 
 def test_what_does_not_train_is_left_out() -> None:

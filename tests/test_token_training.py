@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
     HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -26,6 +27,7 @@ from transformers import (
 from dragoman import (
     DragomanConfig,
     DragomanForConditionalGeneration,
+    DragomanForSequenceClassification,
     DragomanTokenizer,
     DragomanTrainer,
     DragomanTrainingArguments,
@@ -156,6 +158,22 @@ def test_tokens_of_both_sides_are_counted(tmp_path: Path) -> None:
     assert logged(run, "num_input_tokens_seen")[-1] == padded
 
 
+def test_classes_are_no_tokens(tmp_path: Path) -> None:
+    words = tokenizer()
+    config = DragomanConfig.from_tokenizer(words, preset=tiny(vocab_size=len(words), num_labels=2))
+    data = [{"input_ids": row["input_ids"], "labels": i % 2} for i, row in enumerate(rows(12))]
+    arguments = {**COMMON, "tokens_per_batch": None, "num_train_epochs": 1, "per_device_train_batch_size": 4}
+    run = DragomanTrainer(
+        model=DragomanForSequenceClassification(config),
+        args=DragomanTrainingArguments(tmp_path, include_num_input_tokens_seen="non_padding", **arguments),
+        data_collator=DataCollatorWithPadding(words),
+        train_dataset=data,
+        processing_class=words,
+    )
+    run.train()
+    assert run.state.num_input_tokens_seen == sum(len(row["input_ids"]) for row in data)
+
+
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 def test_resuming_within_an_epoch_gives_the_same_batches(packing: bool, tmp_path: Path) -> None:
     saving = {"dropout": 0.1, "packing": packing, "save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3}
@@ -271,6 +289,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "save_strategy='best' would keep the best",
     ),
     ({"max_minutes": 1, "save_total_limit": 1, "metric_for_best_model": "x"}, "save_total_limit=1 would keep the best"),
+    (
+        {"max_minutes": 1, "save_only_model": True},
+        "save_only_model=True would leave the optimizer and the schedule out",
+    ),
     ({"schedule_by_clock": True}, "schedule_by_clock=True needs max_minutes: say how long to train"),
     ({"tokens_per_batch": 9, "accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True does not go"),
 ]
@@ -531,3 +553,23 @@ def test_the_schedule_goes_by_the_clock_where_asked(tmp_path: Path, monkeypatch:
     assert resumed.state.global_step == 4 + 10
     rates = logged(resumed, "learning_rate")[5:]
     torch.testing.assert_close([a - b for a, b in itertools.pairwise(rates)], [rates[0] / 10] * 8, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("saving", ["steps", "best"])
+def test_the_last_weights_by_the_clock_are_evaluated(
+    saving: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers does with the last of its steps; and what is saved as the best is what was measured."""
+    seconds = itertools.count()
+    monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    every = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": saving, "save_steps": 4}
+    run = trainer(
+        tmp_path, max_minutes=10 / 60, schedule_by_clock=True, metric_for_best_model="loss", max_steps=1000, **every
+    )
+    run.train()
+    losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
+    assert list(losses) == [4, 8, 10]
+    falling = [step for step in losses if losses[step] == min(value for at, value in losses.items() if at <= step)]
+    kept = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")}
+    assert kept == (set(falling) if saving == "best" else {4, 8, 10})
+    assert run.state.best_global_step == falling[-1]

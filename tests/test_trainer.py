@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
@@ -38,8 +39,24 @@ def test_rows_repeated_to_fill_the_last_batch_do_not_count(
         monkeypatch.setattr(run.accelerator, "gradient_state", state)
         for process, rows_kept in enumerate(kept):
             monkeypatch.setattr(type(run.args), "process_index", process)
+            monkeypatch.setattr(type(run.args), "world_size", 3)
             found = run._without_repeated_rows(labels)
             assert found.tolist() == labels[:rows_kept].tolist() + [[-100, -100]] * (4 - rows_kept)
+
+
+def test_one_process_has_no_repeated_rows(
+    tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After training the state is that of its last batch, until accelerate's own evaluation loader begins."""
+    run = trainer(
+        tokenizer, tmp_path, trainer_class=DragomanTrainer, learning_rate=0.0, num_train_epochs=1, max_steps=-1
+    )
+    run.train_dataset = rows(tokenizer, 12)  # the last batch of eight has four
+    plain = DataLoader(run.eval_dataset, batch_size=8, collate_fn=run.data_collator)
+    monkeypatch.setattr(run, "get_eval_dataloader", lambda *_: plain)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert run.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-6)
 
 
 def test_evaluation_gives_metrics_their_logits(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:

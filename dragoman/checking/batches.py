@@ -37,7 +37,7 @@ class Batch:
         return {"input_ids": self.source, "attention_mask": self.source_mask, **others}
 
     def teacher_forced(self, **others: Any) -> Inputs:
-        return self.inputs(decoder_input_ids=self.target, **others)
+        return self.inputs(decoder_input_ids=self.target, decoder_attention_mask=self.target_mask, **others)
 
     def supervised(self, **others: Any) -> Inputs:
         return self.inputs(labels=self.labels, **others)
