@@ -295,6 +295,26 @@ class TestTheCommandLine:
         assert "marian -> dragoman" in result.output
         assert "189 of 189 generated tokens are the same" in result.output
 
+    @pytest.mark.parametrize("case", ["here", "link", "link to nothing"])
+    def test_into_an_empty_folder(
+        self, case: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where somebody stands, or a link leads: the folder stays the one that it was."""
+        folder, target = tmp_path / "empty", Path(".") if case == "here" else tmp_path / "link"
+        if case != "link to nothing":
+            folder.mkdir()
+        if case == "here":
+            monkeypatch.chdir(folder)
+        else:
+            target.symlink_to(folder)
+        before = folder.stat().st_ino if folder.exists() else None
+        result = self.run(source, target)
+        assert result.exit_code == 0, result.output
+        assert before in (None, folder.stat().st_ino)
+        assert_same_weights(AutoModelForSeq2SeqLM.from_pretrained(folder), convert_from(source))
+        assert "# empty" in (folder / "README.md").read_text("utf-8")
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
     @pytest.mark.parametrize(
         "case", ["missing", "there already", "same kind", "another family", "no family", "wrong size", "cut off"]
     )

@@ -13,8 +13,10 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from bart_models import ARCHITECTURES, tiny
 from dragoman.conversion import ConversionError, convert_from, convert_to
 from dragoman.conversion.families import HEAD, SOURCE, TARGET
+from dragoman.conversion.folders import convert_folder
 from ladder import assert_same_weights, ragged
 from support import relative_error
+from test_conversion_fsmt import fsmt
 
 SHARED = "model.shared.weight"
 EMBEDDINGS = (SHARED, "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -152,6 +154,21 @@ def test_shards_and_half_precision(architecture: str, dtype: torch.dtype, tmp_pa
     inputs = ragged(theirs)
     limit = 10 * torch.finfo(dtype).eps
     assert relative_error(logits(ours, inputs).float(), logits(theirs, inputs).float()) < limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["pegasus", "fsmt"])
+def test_folders_of_half_precision_there_and_back(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """In-tree they hold sinusoids, rounded; ours are computed. Other numbers there are another model still."""
+    theirs = tiny("Pegasus") if family == "pegasus" else fsmt()
+    theirs.to(dtype).save_pretrained(tmp_path / "theirs")
+    assert convert_folder(tmp_path / "theirs", tmp_path / "ours").comparison.holds
+    assert convert_folder(tmp_path / "ours", tmp_path / "back", family).comparison.holds
+    assert_same_weights(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back"), theirs)
+    if family == "pegasus":
+        rewrite(tmp_path / "theirs", {}, **{"model.decoder.embed_positions.weight": torch.randn(64, 32).to(dtype)})
+        with pytest.raises(ConversionError, match="holds no sinusoids"):
+            convert_folder(tmp_path / "theirs", tmp_path / "again")
 
 
 def test_several_end_tokens(tmp_path: Path) -> None:

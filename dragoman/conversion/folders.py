@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
@@ -20,6 +21,7 @@ from ..card_facts import weight_facts
 from ..configuration.configuration_dragoman import DragomanConfig
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
 from ..model_cards import refresh
+from ..modeling.position_encodings import sinusoids
 from ..tokenization.tokenization_dragoman import DragomanTokenizer
 from . import convert_from, convert_to
 from .ctranslate2_files import is_ctranslate2_folder
@@ -56,6 +58,7 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
     existing_folder(source)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a new folder.")
+    target = target.resolve()  # of "." and of a link, too
     if is_ctranslate2_folder(source):
         return _convert_engine(source, target, family)
     config = AutoConfig.from_pretrained(source, local_files_only=True)
@@ -71,9 +74,10 @@ def convert_folder(source: Path, target: Path, family: str = OURS) -> Conversion
         parameters = sum(parameter.numel() for parameter in model.parameters())
         model.save_pretrained(stage)
         asked = (*vocabulary_sizes(model.config), min(room(model.config), room(config)))
+        ours = model.config if family == OURS else config
         del model
         copy_tokenizer(source, stage, config)
-        comparison = compare(answers_of(stage, *asked), answers_of(source, *asked))
+        comparison = compare(answers_of(stage, ours, *asked), answers_of(source, ours, *asked))
         if not comparison.holds:
             raise ConversionError(config.model_type, [f"the two models do not compute the same: {comparison}"])
         conversion = Conversion(config.model_type, family, parameters, comparison)
@@ -90,9 +94,11 @@ def staged(target: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
         stage = Path(name) / target.name
         yield stage
-        if target.exists():  # and is empty
-            target.rmdir()
-        stage.replace(target)
+        if not target.exists():
+            stage.replace(target)
+            return
+        for path in stage.iterdir():  # an empty folder stays the one that it is: somebody may be in it
+            path.replace(target / path.name)
 
 
 def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
@@ -129,9 +135,20 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
     return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 
-def answers_of(folder: Path, source_size: int, target_size: int, length: int) -> Answers:
+def answers_of(folder: Path, ours: DragomanConfig, source_size: int, target_size: int, length: int) -> Answers:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if ours.position_encoding == "sinusoidal" and model.config.model_type in FAMILIES:
+        restore_positions(model, FolderTensors(folder), ours)
     return ask(model, source_size, target_size, length)
+
+
+def restore_positions(theirs: Any, stored: Mapping[str, Tensor], ours: DragomanConfig) -> None:
+    """The sinusoids that a file of half precision has rounded, computed anew: ours always are."""
+    tables = theirs.state_dict()
+    for name in FAMILIES[theirs.config.model_type].tables:
+        if name in tables and name in stored and stored[name].dtype != torch.float32:
+            exact = sinusoids(*tables[name].shape, endpoint=ours.sinusoidal_endpoint)
+            tables[name][ours.position_offset :] = exact[ours.position_offset :]
 
 
 def vocabulary_sizes(config: Any) -> tuple[int, int]:
