@@ -35,13 +35,13 @@ DATA = {
 }
 
 
-def run(recipe: str, folder: Path, seeds: list[int], train: str) -> tuple[str, dict[str, Any]]:
+def run(recipe: str, folder: Path, seeds: list[int], train: str, *more: Any) -> tuple[str, dict[str, Any]]:
     data, output = folder / "data", folder / "out"
     data.mkdir(exist_ok=True)
-    for name, text in DATA[recipe].items():
+    for name, text in DATA[recipe.partition("-")[0]].items():
         (data / name).write_text(text, "utf-8")
     chosen = [part for seed in seeds for part in ("--seeds", str(seed))]
-    command = [sys.executable, RECIPES / "run.py", recipe, data, *chosen, "--output", output, "--train", train]
+    command = [sys.executable, RECIPES / "run.py", recipe, data, *chosen, "--output", output, "--train", train, *more]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (output / "log.csv").read_text().startswith("step,epoch,loss,learning_rate\n1,")
@@ -75,6 +75,25 @@ def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
     (tmp_path / "out" / "seed-0" / "checkpoint-9999").mkdir(exist_ok=True)
     run(recipe, tmp_path, [0], f"{epochs} --logging_steps 1 --use_cpu")
     assert not (tmp_path / "out" / "seed-0" / "checkpoint-9999").exists(), "of the run before: it is not averaged"
+
+
+@pytest.mark.slow
+def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
+    """Its seeds are where the others ended, and learn from all of them, and from invented words."""
+    steps = "--max_steps 2 --logging_steps 1 --use_cpu"
+    run("cmudict", tmp_path, [0], steps)
+    before = (tmp_path / "out").rename(tmp_path / "before")
+    for seed in (1, 2):
+        shutil.copytree(before / "seed-0", before / f"seed-{seed}")
+    command = [sys.executable, RECIPES / "invent.py", tmp_path / "data" / "train.tsv", 2, before / "with-invented.tsv"]
+    models = [part for seed in range(3) for part in ("--model", before / f"seed-{seed}")]
+    done = subprocess.run(list(map(str, [*command, *models, "--max-new-tokens", 5])), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, result = run("cmudict-taught", tmp_path, [1], steps, "--before", before)
+    assert result["seeds"][0]["rows"] == 2
+    log = (tmp_path / "out" / "seed-1.log").read_text("utf-8")
+    assert f"--model_name_or_path {before}/seed-1 --teachers {before}/seed-0 {before}/seed-1 {before}/seed-2 " in log
+    assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs" in log
 
 
 @pytest.mark.slow
@@ -270,7 +289,11 @@ def test_a_failure_is_told(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
     assert done.returncode
     assert "No such file" in done.stderr
-    for arguments, message in (["x", tmp_path], "no recipe 'x'"), (["ar2en", tmp_path / "y"], "no such folder"):
+    for arguments, message in (
+        (["x", tmp_path], "no recipe 'x'"),
+        (["ar2en", tmp_path / "y"], "no such folder"),
+        (["cmudict-taught", tmp_path], "cmudict-taught goes on from another recipe: --before runs/cmudict."),
+    ):
         done = subprocess.run(
             [sys.executable, str(RECIPES / "run.py"), *map(str, arguments)], capture_output=True, text=True
         )

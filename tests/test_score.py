@@ -120,12 +120,16 @@ def run(script: ModuleType, *arguments: Any) -> str:
     return result.output
 
 
-def test_a_checkpoint_is_scored_and_its_answers_written_down(script: ModuleType, tmp_path: Path) -> None:
+def test_a_checkpoint_is_scored_and_its_answers_written_down(
+    script: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = dragoman.DragomanTokenizer.train(["abcdefgh"], algorithm="char", byte_fallback=False, vocab_size=40)
     config = dragoman.DragomanConfig.from_tokenizer(
         words, preset=tiny(vocab_size=len(words), tie_word_embeddings=False)
     )
-    build(config).save_pretrained(tmp_path / "model")
+    model = build(config)
+    model.generation_config.max_length = 30  # as train_seq2seq.py has it
+    model.save_pretrained(tmp_path / "model")
     words.save_pretrained(tmp_path / "model")
     sources = ["abc", "hgfed", "a", "cab"]
     pipe = pipeline("dragoman-text2text", model=str(tmp_path / "model"), num_beams=3, max_new_tokens=6, device="cpu")
@@ -134,7 +138,9 @@ def test_a_checkpoint_is_scored_and_its_answers_written_down(script: ModuleType,
     test = tmp_path / "test.tsv"
     test.write_text("".join(f"{source}\t{target}\n" for source, target in zip(sources, best, strict=True)))
     options = ["--num-beams", 3, "--nbest", 2, "--max-new-tokens", 6, "--batch-size", 2]
+    caplog.clear()
     printed = run(script, tmp_path / "model", "transliteration", test, *options, "--output-dir", tmp_path / "out")
+    assert "seem to have been set" not in caplog.text  # at every batch
     result = json.loads((tmp_path / "out" / "score.json").read_text())
     answers = [record["generated_text"] for record in pipe(sources)]
     wrong = sum(answer != target for answer, target in zip(answers, best, strict=True))

@@ -3,6 +3,7 @@
     python examples/recipes/run.py cmudict ../shared/data/cmudict_g2p
     python examples/recipes/run.py multi30k ../shared/data/multi30k_bpe --seeds 0 --seeds 1 --seeds 2 --at-once 3
     python examples/recipes/run.py ar2en ../shared/data/ar2en --train "--max_minutes 8"
+    python examples/recipes/run.py cmudict-taught ../shared/data/cmudict_g2p --before runs/cmudict
 
 A recipe is `recipe.json` in a folder beside this file: the arguments of train_seq2seq.py, how many checkpoints to
 average, and the arguments of score.py. `results.json` (scores of every seed, their mean and spread, checksums,
@@ -56,7 +57,15 @@ def part_resuming(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str]) -> Record:
+def filled(arguments: list[Any], **values: Any) -> list[str]:
+    """The arguments with the values in the places of {their names}."""
+    texts = [str(argument) for argument in arguments]
+    for name, value in values.items():
+        texts = [text.replace(f"{{{name}}}", str(value)) for text in texts]
+    return texts
+
+
+def run_seed(recipe: Record, places: Record, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
     others, resumed = part_resuming(more)
@@ -65,7 +74,7 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     if not resumed:
         shutil.rmtree(folder, ignore_errors=True)  # of a run before, whose checkpoints would be averaged, too
     started = time.perf_counter()
-    arguments = [str(value).replace("{data}", str(data)) for value in recipe["train"]]
+    arguments = filled(recipe["train"], **places, seed=seed)
     train = [str(HERE.parent / "train_seq2seq.py"), "--do_train", *arguments, "--seed", str(seed)]
     fast = ["--dataloader_num_workers", "1"] if on_gpu([*train, *more]) else []
     if fast and is_torch_tf32_available():
@@ -79,7 +88,7 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
         shutil.rmtree(scored, ignore_errors=True)
         python("-m", "dragoman", "average", str(folder), str(scored), "--last", str(last), log=log)
     state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-    record = score(recipe, data, output / f"seed-{seed}-score", [scored], log)
+    record = score(recipe, places, output / f"seed-{seed}-score", [scored], log)
     steps: Record = {"steps": state["global_step"], "epochs": round(state["epoch"], 1)}
     if resumed:
         steps["resumed"] = True  # the seconds are those of the last sitting
@@ -89,7 +98,7 @@ def run_seed(recipe: Record, data: Path, output: Path, seed: int, more: list[str
     return {"seed": seed, "train_seconds": round(seconds), **steps, **size, **record}
 
 
-def run_or_keep(recipe: Record, data: Path, output: Path, seed: int, more: list[str], keep: bool) -> Record:
+def run_or_keep(recipe: Record, places: Record, output: Path, seed: int, more: list[str], keep: bool) -> Record:
     """The record of a seed, which is in a file of its own as soon as there is one; with `keep` that of before."""
     file, asked = output / f"seed-{seed}.json", {"recipe": recipe, "more": part_resuming(more)[0]}
     if keep and file.exists():
@@ -99,7 +108,7 @@ def run_or_keep(recipe: Record, data: Path, output: Path, seed: int, more: list[
         typer.echo(f"seed {seed}: kept, of {file}")
         return found["record"]
     file.unlink(missing_ok=True)
-    record = run_seed(recipe, data, output, seed, more)
+    record = run_seed(recipe, places, output, seed, more)
     file.write_text(json.dumps({"asked": asked, "record": record}, indent=1) + "\n", "utf-8")
     return record
 
@@ -109,9 +118,9 @@ def count_parameters(file: Path) -> int:
         return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
-def score(recipe: Record, data: Path, output: Path, checkpoints: list[Path], log: Path) -> Record:
+def score(recipe: Record, places: Record, output: Path, checkpoints: list[Path], log: Path) -> Record:
     first, *others = map(str, checkpoints)
-    task, *arguments = (str(value).replace("{data}", str(data)) for value in recipe["score"])
+    task, *arguments = filled(recipe["score"], **places)
     together = [part for other in others for part in ("--with", other)]
     python(
         str(HERE / "score.py"), first, task, *arguments, *together, "--nbest", "1", "--output-dir", str(output), log=log
@@ -149,6 +158,9 @@ def main(
     data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
     seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
     at_once: Annotated[int, typer.Option(min=1, help="How many seeds train side by side.")] = 1,
+    before: Annotated[
+        Path | None, typer.Option(help="Where a recipe that goes on from another finds its seeds.")
+    ] = None,
     train: Annotated[str, typer.Option(help="More arguments for train_seq2seq.py; the last of a name counts.")] = "",
     output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Train no seed again that this command has finished.")] = False,
@@ -159,16 +171,18 @@ def main(
     if not data.is_dir():
         raise SystemExit(f"run: {data}: no such folder.")
     about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
+    if before is None and "{before}" in str(about["train"]):
+        raise SystemExit(f"run: {recipe} goes on from another recipe: --before runs/{recipe.partition('-')[0]}.")
     output = output or Path("runs") / recipe
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(at_once) as pool:
-        more = shlex.split(train)
-        records = list(pool.map(lambda seed: run_or_keep(about, data, output, seed, more, keep), seeds))
+        places, more = {"data": data, "before": before}, shlex.split(train)
+        records = list(pool.map(lambda seed: run_or_keep(about, places, output, seed, more, keep), seeds))
     together: Record = {}
     if len(seeds) > 1 and about.get("ensemble", True):
         name = "seed-{}-average" if about.get("average") else "seed-{}"
         members = [output / name.format(seed) for seed in seeds]
-        together = {"ensemble": score(about, data, output / "ensemble-score", members, output / "ensemble.log")}
+        together = {"ensemble": score(about, places, output / "ensemble-score", members, output / "ensemble.log")}
         for member in together["ensemble"]["with"]:
             member["checkpoint"] = Path(member["checkpoint"]).name
     result = {

@@ -93,6 +93,7 @@ def generate(
     pipe: Any = pipeline(
         "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
     )
+    pipe.model.generation_config.max_length = None  # max_new_tokens says it; every batch would be warned of the two
     for other in others:
         if vocabularies(AutoTokenizer.from_pretrained(other)) != vocabularies(pipe.tokenizer):
             fail(f"{checkpoint} and {other} have different vocabularies: they cannot write together.")

@@ -1,0 +1,107 @@
+"""Words that nobody wrote, answered by several models together, to be learnt beside the words that there are.
+
+    python examples/recipes/invent.py train.tsv 100000 runs/g2p/with-invented.tsv --model runs/g2p/seed-0 \
+        --model runs/g2p/seed-1 --model runs/g2p/seed-2 --but-not valid.tsv
+
+A model that learns from others on words that they have learnt themselves sees little of what they make of new ones; on
+invented words it does, and those cost nothing (He et al. 2021, arXiv:2106.06168). They are drawn from n-grams of the
+letters of the first column. The output has the lines of `train.tsv`, then the invented words with what the models
+write, greedily, by the mean of their probabilities. Needs dragoman[examples].
+"""
+
+import math
+import random
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from score import generate
+from scored_files import fail, read_pairs
+
+ORDER = 5  # letters that the next one depends on
+PATIENCE = 10_000
+BEGIN, END = "\x02", "\x03"
+
+
+class LetterModel:
+    """``p(letter | the last n)``, which backs off to the last n − 1 with probability types / (types + tokens).
+
+    Types and tokens are those seen after these n letters (Witten & Bell 1991).
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for word in words:
+            text = BEGIN * ORDER + word + END
+            for at in range(ORDER, len(text)):
+                for n in range(ORDER + 1):
+                    counts[text[at - n : at]][text[at]] += 1
+        self.seen = {last: (list(after), list(after.values())) for last, after in counts.items()}
+
+    def draw(self, rng: random.Random) -> str:
+        text = BEGIN * ORDER
+        while not text.endswith(END):
+            text += self.draw_letter(text, rng)
+        return text[ORDER:-1]
+
+    def draw_letter(self, text: str, rng: random.Random) -> str:
+        for n in range(ORDER, -1, -1):
+            letters, counts = self.seen.get(text[len(text) - n :], ([], []))
+            types, tokens = len(letters), sum(counts)
+            if letters and (n == 0 or rng.random() < tokens / (types + tokens)):
+                return rng.choices(letters, counts)[0]
+        raise AssertionError("nothing follows nothing")
+
+
+def invent(words: list[str], but_not: set[str], seed: int) -> Iterator[str]:
+    """New words, each once; of lengths that all but one in a thousand of the words have, at either end.
+
+    They end when ten thousand draws in a row give no new one.
+    """
+    model, rng = LetterModel(words), random.Random(seed)
+    quantiles = statistics.quantiles(map(len, words), n=1000, method="inclusive")
+    shortest, longest = math.floor(quantiles[0]), math.ceil(quantiles[-1])
+    met, in_vain = {*words, *but_not}, 0
+    while in_vain < PATIENCE:
+        word, in_vain = model.draw(rng), in_vain + 1
+        if shortest <= len(word) <= longest and word not in met:
+            met.add(word)
+            in_vain = 0
+            yield word
+
+
+def main(
+    train_file: Annotated[Path, typer.Argument(help="`word<TAB>answer` a line.")],
+    count: Annotated[int, typer.Argument(min=1, help="How many words to invent.")],
+    output: Annotated[Path, typer.Argument()],
+    models: Annotated[list[Path], typer.Option("--model", help="A checkpoint that answers. Repeat it for more.")],
+    but_not: Annotated[Path | None, typer.Option(help="A file in whose first column are words to be left out.")] = None,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 1024,
+) -> None:
+    """Invent words, and have models answer them."""
+    pairs = read_pairs(train_file)
+    left_out = {word for word, _ in read_pairs(but_not)} if but_not else set()
+    words = list(islice(invent(list(dict.fromkeys(word for word, _ in pairs)), left_out, seed), count))
+    if len(words) < count:
+        fail(f"{train_file}: there are {len(words):,} new words to be had from its letters, not {count:,}.")
+    options = {"num_beams": 1, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    try:
+        answers = [row[0][0] for row in generate(models[0], models[1:], words, options)]
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8", newline="\n") as file:
+        for word, answer in [*pairs, *zip(words, answers, strict=True)]:
+            if answer:
+                file.write(f"{word}\t{answer}\n")
+    typer.echo(f"{output}: {len(pairs):,} lines, and {count:,} invented words")
+
+
+if __name__ == "__main__":
+    typer.run(main)
