@@ -135,7 +135,7 @@ def _convert_engine(source: Path, target: Path, family: str) -> Conversion:
     return Conversion(ENGINE, OURS, sum(parameter.numel() for parameter in model.parameters()), None)
 
 
-def answers_of(folder: Path, ours: DragomanConfig, source_size: int, target_size: int, length: int) -> Answers:
+def answers_of(folder: Path, ours: Any, source_size: int, target_size: int, length: int) -> Answers:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
     if ours.position_encoding == "sinusoidal" and model.config.model_type in FAMILIES:
         restore_positions(model, FolderTensors(folder), ours)
@@ -147,7 +147,8 @@ def restore_positions(theirs: Any, stored: Mapping[str, Tensor], ours: DragomanC
     tables = theirs.state_dict()
     for name in FAMILIES[theirs.config.model_type].tables:
         if name in tables and name in stored and stored[name].dtype != torch.float32:
-            exact = sinusoids(*tables[name].shape, endpoint=ours.sinusoidal_endpoint)
+            rows, size = tables[name].shape
+            exact = sinusoids(rows, size, endpoint=ours.sinusoidal_endpoint)
             tables[name][ours.position_offset :] = exact[ours.position_offset :]
 
 
