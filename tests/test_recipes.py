@@ -199,7 +199,7 @@ def test_only_a_resumed_run_keeps_checkpoints(
     checkpoint = tmp_path / "seed-0" / "checkpoint-9"
     checkpoint.mkdir(parents=True)
     with pytest.raises(SystemExit, match="training"):
-        module.run_seed({"train": []}, tmp_path, tmp_path, 0, more)
+        module.run_seed({"train": []}, {}, tmp_path, 0, more)
     assert checkpoint.exists() == kept
 
 
@@ -222,7 +222,7 @@ def test_a_gpu_is_used_as_far_as_it_goes(
     monkeypatch.setattr(module.torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(module, "is_torch_tf32_available", lambda: newer)
     with pytest.raises(SystemExit, match="training"):
-        module.run_seed({"train": []}, tmp_path, tmp_path, 0, more)
+        module.run_seed({"train": []}, {}, tmp_path, 0, more)
     after = commands[0].index("--output_dir") + 2
     assert list(commands[0][after:]) == [*given, *more]
     assert machine in module.hardware(["--bf16", *more])
@@ -255,7 +255,7 @@ def test_a_seed_that_has_not_begun_is_not_resumed(
     monkeypatch.setattr(module, "python", lambda *command, **_: (commands.append(command), sys.exit("training")))
     (tmp_path / checkpoint / "checkpoint-9").mkdir(parents=True)
     with pytest.raises(SystemExit, match="training"):
-        module.run_seed({"train": []}, tmp_path, tmp_path, 0, ["--bf16", "--resume_from_checkpoint", source])
+        module.run_seed({"train": []}, {}, tmp_path, 0, ["--bf16", "--resume_from_checkpoint", source])
     assert "--bf16" in commands[0]
     assert ("--resume_from_checkpoint" in commands[0]) == resumed
 
@@ -271,7 +271,7 @@ def test_a_finished_seed_is_kept_and_no_other(tmp_path: Path, monkeypatch: pytes
         return {"seed": seed, "trained": len(trained)}
 
     monkeypatch.setattr(module, "run_seed", train)
-    asked = ({"train": ["x"]}, tmp_path, tmp_path)
+    asked = ({"train": ["x"]}, {}, tmp_path)
     first = [module.run_or_keep(*asked, seed, ["--y"], False) for seed in (0, 1)]
     with pytest.raises(SystemExit, match="interrupted"):
         module.run_or_keep(*asked, 2, ["--y"], True)
