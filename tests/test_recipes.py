@@ -153,7 +153,7 @@ def test_a_change_is_reported_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> N
         "| worse | 57.00 (51.00 to 63.00) | +2.00 (+1.00 to +3.00) |",
         "| one seed | 59.00 | -1.00 |",
     ]
-    assert ablate.leave_out(["--a", 1, "--b", 2, "--c", 3, "--b", 4], ["--b"]) == ["--a", 1, "--c", 3]
+    assert ablate.leave_out(["--a", 1, "--b", 2, 5, "--c", 3, "--b", -4], ["--b"]) == ["--a", 1, "--c", 3]
     with pytest.raises(ValueError, match="--d"):
         ablate.leave_out(["--a", 1], ["--d"])
 

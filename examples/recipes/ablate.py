@@ -29,14 +29,16 @@ KEPT = ("steps", "epochs", "parameters", "weights_sha256")  # of a record, besid
 
 
 def leave_out(arguments: list[Any], names: list[str]) -> list[Any]:
-    """Without these options and the value after each, however often. Raises ValueError for one that is not there."""
+    """Without these options and the values after each, however often. Raises ValueError for one that is not there."""
     kept = list(arguments)
     for name in names:
         if name not in kept:
             raise ValueError(f"{name} is not there to leave out.")
         while name in kept:
             at = kept.index(name)
-            del kept[at : at + 2]
+            del kept[at]
+            while at < len(kept) and not str(kept[at]).startswith("--"):
+                del kept[at]
     return kept
 
 
