@@ -30,7 +30,12 @@ def check_attention(subject: Subject, evidence: Evidence) -> None:
     eager = subject.build("eager")
     reference = run(subject, eager, batch)
     check_presence(evidence, "eager", reference)
-    weights = [layer for layers in reference["forward"][1].values() for layer in layers]
+    rows = {"encoder_attentions": batch.source_mask}  # else the decoder's
+    weights = [
+        layer.transpose(1, 2)[rows.get(kind, batch.target_mask).bool()]  # (N, H, S), of no padding
+        for kind, layers in reference["forward"][1].items()
+        for layer in layers
+    ]
     if weights:
         check_spread(evidence, weights)
     for implementation in ("sdpa", "flex_attention"):
@@ -138,7 +143,7 @@ def compare_mode(evidence: Evidence, what: str, found: Result, expected: Result)
 
 def check_spread(evidence: Evidence, layers: Sequence[Tensor]) -> None:
     """A control: attention is neither even nor on one token alone, or no comparison would mean anything."""
-    highest = torch.cat([weights.max(-1).values.flatten() for weights in layers])  # of (B, H, T, S)
+    highest = torch.cat([weights.max(-1).values.flatten() for weights in layers])
     seen = torch.cat([(weights > 0).sum(-1).flatten() for weights in layers])
     highest, seen = highest[seen > 1], seen[seen > 1]
     evidence.require(float((highest * seen).mean()) > 1.2, "control: attention is nearly even")
