@@ -555,20 +555,21 @@ def test_the_schedule_goes_by_the_clock_where_asked(tmp_path: Path, monkeypatch:
     torch.testing.assert_close([a - b for a, b in itertools.pairwise(rates)], [rates[0] / 10] * 8, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("saving", ["steps", "best"])
+@pytest.mark.parametrize(("evaluating", "saving"), [("steps", "steps"), ("steps", "best"), ("epoch", "best")])
 def test_the_last_weights_by_the_clock_are_evaluated(
-    saving: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluating: str, saving: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As transformers does with the last of its steps; and what is saved as the best is what was measured."""
     seconds = itertools.count()
     monkeypatch.setattr("dragoman.wall_clock.time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    every = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": saving, "save_steps": 4}
+    every = {"eval_strategy": evaluating, "eval_steps": 4, "save_strategy": saving, "save_steps": 4}
     run = trainer(
         tmp_path, max_minutes=10 / 60, schedule_by_clock=True, metric_for_best_model="loss", max_steps=1000, **every
     )
     run.train()
     losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
-    assert list(losses) == [4, 8, 10]
+    epoch = len(sampler(rows()))
+    assert list(losses) == ([4, 8, 10] if evaluating == "steps" else [*range(epoch, 10, epoch), 10])
     falling = [step for step in losses if losses[step] == min(value for at, value in losses.items() if at <= step)]
     kept = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")}
     assert kept == (set(falling) if saving == "best" else {4, 8, 10})
