@@ -94,7 +94,10 @@ def test_heads_are_adamws(backbone: str) -> None:
     assert names
     assert matrix_names(model) == names
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1, "vocab_size": 20}
-    stock = T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=False))
+    config = T5Config(**sizes)
+    config.tie_word_embeddings = False  # which its constructor does not take
+    stock = T5ForConditionalGeneration(config)
+    assert stock.lm_head.weight is not stock.shared.weight
     assert {name.rpartition(".")[0].split(".")[-1] for name in matrix_names(stock)} == {*"qkvo", "wi", "wo"}
 
 
