@@ -137,7 +137,7 @@ def read_metric(folders: list[Path], metric: str | None, greater: bool | None) -
     if not values.keys() & set(steps):
         known = sorted({name for name, _ in history if name.startswith("eval_")})
         raise ValueError(
-            f"{file} has no {metric} at any of these steps (it knows "
+            f"{file} has no {metric} at any of the steps {steps} (it knows "
             f"{', '.join(known) or 'no evaluation'}): train with eval_strategy and save_strategy alike, or use last=..."
         )
     if greater is None:

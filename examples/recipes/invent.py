@@ -3,8 +3,8 @@
     python examples/recipes/invent.py train.tsv 100000 runs/g2p/with-invented.tsv --model runs/g2p/seed-0 \
         --model runs/g2p/seed-1 --model runs/g2p/seed-2 --but-not valid.tsv
 
-A model that learns from others on words that they have learnt themselves sees little of what they make of new ones; on
-invented words it does, and those cost nothing (He et al. 2021, arXiv:2106.06168). They are drawn from n-grams of the
+Of what others make of new words, a model sees little on the words that they have learnt themselves; invented ones are
+new to them, and nobody has to answer them (He et al. 2021, arXiv:2106.06168). They are drawn from n-grams of the
 letters of the first column. The output has the lines of `train.tsv`, then the invented words with what the models
 write, greedily, by the mean of their probabilities. Needs dragoman[examples].
 """

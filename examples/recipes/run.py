@@ -57,13 +57,6 @@ def part_resuming(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def read_recipe(name: str, before: Path | None) -> Record:
-    about = json.loads((HERE / name / "recipe.json").read_text("utf-8"))
-    if before is None and "{before}" in str(about["train"]):
-        raise SystemExit(f"run: {name} goes on from another recipe: --before runs/{name.partition('-')[0]}.")
-    return about
-
-
 def filled(arguments: list[Any], **values: Any) -> list[str]:
     """The arguments with the values in the places of {their names}."""
     texts = [str(argument) for argument in arguments]
@@ -177,7 +170,9 @@ def main(
         raise SystemExit(f"run: there is no recipe {recipe!r}; choose from {', '.join(RECIPES)}.")
     if not data.is_dir():
         raise SystemExit(f"run: {data}: no such folder.")
-    about = read_recipe(recipe, before)
+    about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
+    if before is None and "{before}" in str(about["train"]):
+        raise SystemExit(f"run: {recipe} goes on from another recipe: --before runs/{recipe.partition('-')[0]}.")
     output = output or Path("runs") / recipe
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(at_once) as pool:
