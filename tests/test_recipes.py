@@ -78,8 +78,8 @@ def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
-    """Its seeds are where the others ended, and learn from all of them, and from invented words."""
+def test_recipes_go_on_from_another(tmp_path: Path) -> None:
+    """Their seeds are where the others ended, and learn from all of them, and from invented words."""
     steps = "--max_steps 2 --logging_steps 1 --use_cpu"
     run("cmudict", tmp_path, [0], steps)
     before = (tmp_path / "out").rename(tmp_path / "before")
@@ -89,11 +89,16 @@ def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
     models = [part for seed in range(3) for part in ("--model", before / f"seed-{seed}")]
     done = subprocess.run(list(map(str, [*command, *models, "--max-new-tokens", 5])), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    pairs = len((before / "with-invented.tsv").read_text().splitlines())
     _, result = run("cmudict-taught", tmp_path, [1], steps, "--before", before)
     assert result["seeds"][0]["rows"] == 2
     log = (tmp_path / "out" / "seed-1.log").read_text("utf-8")
     assert f"--model_name_or_path {before}/seed-1 --teachers {before}/seed-0 {before}/seed-1 {before}/seed-2 " in log
-    assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs" in log
+    assert f"{pairs} training pairs" in log
+    shutil.rmtree(tmp_path / "out")
+    _, result = run("cmudict-both-ways", tmp_path, [0, 1], steps, "--before", before)
+    assert [record["options"]["both_ways"] for record in (*result["seeds"], result["ensemble"])] == [True] * 3
+    assert f"{2 * pairs} training pairs" in (tmp_path / "out" / "seed-1.log").read_text("utf-8")
 
 
 @pytest.mark.slow
