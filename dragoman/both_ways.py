@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from .ensemble import EnsembleLogitsProcessor
 from .modeling.padding import mask_of_padding
-from .pipelines import NO_LIMIT, Text2TextPipeline, said
+from .pipelines import NO_LIMIT, Encoded, Text2TextPipeline, said
 from .written_rows import option, written_lengths
 
 Row = list[int]
@@ -111,9 +111,7 @@ class BothWaysPipeline(Text2TextPipeline):
         super().__init__(*args, **kwargs)
         self._positions -= self._positions < NO_LIMIT  # one is for the end token at the front
 
-    def _forward(
-        self, model_inputs: dict[str, Any], return_scores: bool = False, **options: Any
-    ) -> list[dict[str, Any]]:  # type: ignore[override]
+    def _forward(self, model_inputs: Encoded, return_scores: bool = False, **options: Any) -> list[Encoded]:  # type: ignore[override]
         inputs = dict(model_inputs)
         options = self._prepare_generate_kwargs(options, **said(forced_bos_token_id=inputs.pop("forced_bos_token_id")))
         ids, scores = generate_both_ways([self.model, *self.others], self.tokenizer, **inputs, **options)
