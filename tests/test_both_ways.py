@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from torch import Tensor
 from transformers import MBartTokenizer, PreTrainedTokenizerFast, pipeline
 
 import dragoman
 from dragoman import BothWaysPipeline, backwards, generate_both_ways
+from dragoman.both_ways import log_likelihoods
 from test_ensemble import member, sources
 from test_pipelines import TASK, TEXTS, family, letters
 
@@ -138,12 +138,9 @@ def test_the_pipeline_writes_the_same_in_the_order_of_the_texts() -> None:
     assert "score" not in pipe(TEXTS[0], **options)[0]
 
 
-def test_left_padding_and_half_precision() -> None:
+def test_padding_on_the_left() -> None:
     model, tokenizer = member("dragoman"), tokenizer_of("dragoman")
     inputs = sources(model.config)
-    flipped = {name: Tensor.flip(x, 1) for name, x in inputs.items()}
-    rows = [ids.flip(0) for ids in flipped["input_ids"]]
-    assert torch.equal(torch.stack(rows), inputs["input_ids"])
     left = {"input_ids": inputs["input_ids"].clone(), "attention_mask": inputs["attention_mask"].flip(1)}
     for ids, mask in zip(left["input_ids"], inputs["attention_mask"], strict=True):
         ids.copy_(ids.roll(int((mask == 0).sum())))
@@ -153,9 +150,16 @@ def test_left_padding_and_half_precision() -> None:
         strict=True,
     ):
         torch.testing.assert_close(found, expected)
-    scores = generate_both_ways(model.bfloat16(), tokenizer, **inputs, **OPTIONS)[1]
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
+
+
+def test_likelihoods_of_half_precision_are_added_in_full() -> None:
+    model = member("dragoman").bfloat16()
+    inputs, labels = sources(model.config), torch.tensor([[4, 9, 16, 12, 2]] * 5)
+    logits = model(**inputs, labels=labels).logits
+    assert logits.dtype == torch.bfloat16
+    expected = logits.double().log_softmax(-1).gather(-1, labels[..., None]).sum((1, 2))
+    found = log_likelihoods([model], inputs, [[row] for row in labels.tolist()])[:, 0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_both_searches_found_is_there_once() -> None:

@@ -114,6 +114,7 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
         "all": ["--max_steps", 2, "--logging_steps", 1, "--use_cpu", "true"],
         "rows": [
             {"name": "no average", "without": ["--moving_average"]},
+            {"name": "both ways", "train": ["--both_ways", "true"], "score": ["--both-ways"]},
             {"name": "greedy", "score": ["--num-beams", 1]},
         ],
     }
@@ -124,15 +125,18 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         measured = re.findall(r"^(.+), seed (\d)", done.stdout, re.M)
-        assert sorted(measured) == sorted((row, seeds[-1]) for row in ("unchanged", "no average", "greedy"))
+        assert sorted(measured) == sorted(
+            (row, seeds[-1]) for row in ("unchanged", "no average", "both ways", "greedy")
+        )
     changed = {**plan, "all": ["--max_steps", 3, *plan["all"][2:]]}
     (recipes / "ar2en" / "ablation.json").write_text(json.dumps(changed), "utf-8")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert "has unchanged, no average, greedy by another plan: name another --output" in done.stderr
+    assert "has unchanged, no average, both ways, greedy by another plan: name another --output" in done.stderr
     rows = json.loads((output / "ablation_results.json").read_text("utf-8"))["rows"]
     assert all(set(found) == {"0", "4"} for found in rows.values())
     weights = {row: found["0"]["weights_sha256"] for row, found in rows.items()}
-    assert weights["greedy"] == weights["unchanged"] != weights["no average"]
+    assert weights["greedy"] == weights["unchanged"]
+    assert len(set(weights.values())) == 3
     log = (output / "no-average" / "seed-0.log").read_text("utf-8")
     assert "--moving_average" not in log
     lines = DATA["ar2en"]["ar2en-train.txt"].splitlines()
