@@ -86,8 +86,9 @@ def generate_both_ways(
 
     sources = range(len(input_ids))
     candidates = [found[i * beams : (i + 1) * beams] + found_backwards[i * beams : (i + 1) * beams] for i in sources]
-    both = log_likelihoods(models, forward, candidates)
-    both += log_likelihoods(models, backward, [[turn_round(row, special) for row in rows] for rows in candidates])
+    both = log_likelihoods(models, forward, candidates, start)
+    candidates_turned = [[turn_round(row, special) for row in rows] for rows in candidates]
+    both += log_likelihoods(models, backward, candidates_turned, start)
     penalty = option(model, options, "length_penalty", 1.0)
     sequences, scores = [], []
     for rows, logs in zip(candidates, both.tolist(), strict=True):
@@ -166,16 +167,21 @@ def label_rows(written: Tensor, ends: Iterable[int], end: int, pad: int) -> list
     return rows
 
 
-def log_likelihoods(models: Sequence[Any], inputs: dict[str, Tensor], candidates: list[list[Row]]) -> Tensor:
-    """``Σ log p(label)`` (B, N) of N rows of labels a source."""
+def log_likelihoods(
+    models: Sequence[Any], inputs: dict[str, Tensor], candidates: list[list[Row]], start: Tensor
+) -> Tensor:
+    """``Σ log p(label)`` (B, N) of N rows of labels a source, which the token ``start`` (1,) is put before."""
     encoded = [model.get_encoder()(**inputs, return_dict=True) for model in models]
     sums = []
     for rows in zip(*candidates, strict=True):  # one of each source
-        labels = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-100)
-        labels = labels.to(inputs["input_ids"].device)  # (B, T)
-        asked = {"attention_mask": inputs["attention_mask"], "labels": labels, "return_dict": True}
+        labels = pad_sequence([torch.tensor(row, device=start.device) for row in rows], batch_first=True)  # (B, T)
+        sizes = torch.tensor([len(row) for row in rows], device=start.device)
+        known = torch.arange(labels.shape[1], device=start.device) < sizes[:, None]
+        prefix = torch.cat([start.expand(len(rows), 1), labels[:, :-1]], dim=1)
+        asked = {"attention_mask": inputs["attention_mask"], "return_dict": True, "use_cache": False}
+        asked |= {"decoder_input_ids": prefix, "decoder_attention_mask": known.long()}
         logits = [model(encoder_outputs=states, **asked).logits for model, states in zip(models, encoded, strict=True)]
         logs = torch.stack([each.float().log_softmax(-1) for each in logits]).logsumexp(0) - math.log(len(models))
-        of_labels = logs.gather(-1, labels.clamp(min=0)[..., None])[..., 0]  # (B, T)
-        sums.append(of_labels.masked_fill(labels == -100, 0.0).sum(-1))
+        of_labels = logs.gather(-1, labels[..., None])[..., 0]  # (B, T)
+        sums.append(of_labels.masked_fill(~known, 0.0).sum(-1))
     return torch.stack(sums, dim=1)

@@ -99,13 +99,8 @@ def tokenizer_of(name: str) -> Any:
 def test_against_loops(names: tuple[str, ...], penalty: float) -> None:
     models, tokenizer = [member(name) for name in names], tokenizer_of(names[0])
     inputs = sources(models[0].config)
-    sequences, scores = generate_both_ways(
-        models if len(models) > 1 else models[0],
-        tokenizer,
-        **inputs,
-        **OPTIONS,
-        length_penalty=penalty,
-    )
+    asked = models if len(models) > 1 else models[0]
+    sequences, scores = generate_both_ways(asked, tokenizer, **inputs, **OPTIONS, length_penalty=penalty)
     assert scores.shape == (len(inputs["input_ids"]) * BEAMS,)
     assert (sequences[:, 0] == models[0].config.decoder_start_token_id).all()
     from_the_end = 0
@@ -156,9 +151,10 @@ def test_likelihoods_of_half_precision_are_added_in_full() -> None:
     model = member("dragoman").bfloat16()
     inputs, labels = sources(model.config), torch.tensor([[4, 9, 16, 12, 2]] * 5)
     logits = model(**inputs, labels=labels).logits
+    start = torch.tensor([model.config.decoder_start_token_id])
     assert logits.dtype == torch.bfloat16
     expected = logits.double().log_softmax(-1).gather(-1, labels[..., None]).sum((1, 2))
-    found = log_likelihoods([model], inputs, [[row] for row in labels.tolist()])[:, 0]
+    found = log_likelihoods([model], inputs, [[row] for row in labels.tolist()], start)[:, 0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
