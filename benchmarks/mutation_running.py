@@ -93,7 +93,6 @@ FIRST = {
     "dragoman/training_arguments.py": "token_training",
     "dragoman/packing.py": "packing",
     "dragoman/averaging.py": "averaging",
-    "dragoman/both_ways.py": "both_ways",
     "dragoman/ensemble.py": "ensemble",
     "dragoman/exponential_moving_average.py": "averaging",
     "dragoman/pipelines.py": "pipelines",

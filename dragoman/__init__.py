@@ -16,7 +16,6 @@ from .adapters import register_lora_targets
 from .alignment import align
 from .attribution import attribute
 from .averaging import average_checkpoints
-from .both_ways import BothWaysPipeline, backwards, generate_both_ways
 from .configuration import presets
 from .configuration.base_configuration import VERSION
 from .configuration.configuration_dragoman import DragomanConfig
@@ -61,7 +60,6 @@ register_ctranslate2_loader()
 register_pipelines()
 
 __all__ = [
-    "BothWaysPipeline",
     "DataCollatorForPackedSeq2Seq",
     "DragomanConfig",
     "DragomanEncoderModel",
@@ -82,10 +80,8 @@ __all__ = [
     "align",
     "attribute",
     "average_checkpoints",
-    "backwards",
     "convert_from",
     "convert_to",
-    "generate_both_ways",
     "presets",
     "quantize",
 ]

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .sorted_batches import Records, Results, for_inputs, iter_rows, sorted_batches
 from .surrogates import check_characters
 from .target_languages import encode_for
-from .written_rows import given_columns, most_tokens, option, sequence_scores, written_lengths
+from .written_rows import given_columns, most_tokens, sequence_scores, written_lengths
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
@@ -137,13 +137,13 @@ class Text2TextPipeline(Pipeline):
 
         def run() -> Iterator[Records]:
             rows, first = iter_rows(inputs), 0
-            of_all = partial(self._option, self._prepare_generate_kwargs(forward_params))  # of the pipeline's, too
+            option = partial(self._option, self._prepare_generate_kwargs(forward_params))  # of the pipeline's, too
             with logging.tqdm(total=size, disable=not wanted, unit="text") as bar:
                 while read := list(islice(rows, window)):
                     encoded = [self._encode(row, first + i, preprocess_params) for i, row in enumerate(read)]
                     records: list[Records] = [[]] * len(read)
                     for batch in sorted_batches(encoded, batch_size):
-                        options = for_inputs(forward_params, of_all, [first + i for i in batch])
+                        options = for_inputs(forward_params, option, [first + i for i in batch])
                         outputs = self.forward(self._collate([encoded[i] for i in batch]), **options)
                         for i, output in zip(batch, outputs, strict=True):
                             records[i] = self.postprocess(output, **postprocess_params)
@@ -219,7 +219,10 @@ class Text2TextPipeline(Pipeline):
         return [{name: value.unflatten(0, (rows, -1))[i] for name, value in results.items()} for i in range(rows)]
 
     def _option(self, options: dict[str, Any], name: str, default: Any) -> Any:
-        return option(self.model, options, name, default)
+        """Of the call, its ``generation_config``, or the model's. None is a word of the call alone."""
+        places = (options.get("generation_config"), self.model.generation_config)
+        values = [options[name]] if name in options else [getattr(place, name, None) for place in places]
+        return next((value for value in values if value is not None), default)
 
     def postprocess(  # type: ignore[override]
         self, output: Encoded, return_tensors: bool = False, clean_up_tokenization_spaces: bool | None = None

@@ -31,13 +31,6 @@ def generation_options(model: Any, tokenizer: Any) -> dict[str, Any]:
     return options
 
 
-def option(model: Any, options: dict[str, Any], name: str, default: Any) -> Any:
-    """Of the call, its ``generation_config``, or the model's. None is a word of the call alone."""
-    places = (options.get("generation_config"), model.generation_config)
-    values = [options[name]] if name in options else [getattr(place, name, None) for place in places]
-    return next((value for value in values if value is not None), default)
-
-
 def given_columns(sequences: Tensor, prompt: Tensor | None) -> int:
     """How many columns of (B * N, T) were not written: the prompt's (B, P), before which a start token may be put."""
     if prompt is None:

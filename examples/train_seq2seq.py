@@ -13,8 +13,7 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
 
 With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
 `--max_minutes 20` fits the learning rate to that time; with `--schedule_by_clock False` it stops there, to be resumed.
-With `--teachers out1 out2` it also learns from what these checkpoints would write, with `--both_ways true` to write
-targets from their end, too.
+With `--teachers out1 out2` it also learns from what these checkpoints would write.
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
 """
 
@@ -37,6 +36,7 @@ from transformers import (
     Seq2SeqTrainer,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from dragoman import (
     DragomanConfig,
@@ -46,9 +46,7 @@ from dragoman import (
     DragomanTrainingArguments,
     ExponentialMovingAverageCallback,
 )
-from seq2seq_checkpoints import choose_checkpoint
-from seq2seq_data import read
-from seq2seq_encoding import encode_for_evaluation, encode_for_training
+from seq2seq_data import encode_for_evaluation, encode_for_training, read
 from seq2seq_scores import EvaluateInOrder, Scorer, check_bleu_tokenizer
 from seq2seq_teachers import load_teachers
 
@@ -98,7 +96,6 @@ class DataArguments:
     dataset: str | None = field(default=None, metadata={"help": "Instead: a folder, of save_to_disk or data files."})
     source_column: str | None = field(default=None, metadata={"help": "By name. Else `source`; in TSV the first one."})
     target_column: str | None = field(default=None, metadata={"help": "If not named, a TSV file has no header."})
-    both_ways: bool = field(default=False, metadata={"help": "Write targets from their end, too: twice the pairs."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     max_eval_samples: int | None = None
     max_predict_samples: int | None = None
@@ -108,6 +105,26 @@ class DataArguments:
     max_target_length: int = field(default=256, metadata={"help": "In tokens; also the limit of generation."})
     num_beams: int | None = field(default=None, metadata={"help": "When trained; else a checkpoint's own, or 1."})
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
+
+
+def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
+    """To go on from. Raises ValueError if there is none; or one though none is wanted: it would outlive new ones."""
+    wanted, folder = args.resume_from_checkpoint, args.output_dir
+    if not args.do_train and wanted in ("true", "True") and Path(folder, "config.json").is_file():
+        return folder  # what training ended with: an average, or the best one
+    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if wanted in ("true", "True") and found is None:
+        raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
+    if args.do_train and wanted is None and found is not None:
+        raise ValueError(f"{found} is of a run before: name a new --output_dir, or --resume_from_checkpoint true.")
+    if wanted not in ("true", "True"):
+        return wanted
+    # The state is written last, and a run may have been killed before.
+    states = Path(folder).glob("checkpoint-*/trainer_state.json")
+    whole = {int(steps): path.parent for path in states if (steps := path.parent.name.rpartition("-")[2]).isdigit()}
+    if not whole:
+        raise ValueError(f"{found} was cut off while it was written, and there is none before it: begin anew.")
+    return str(whole[max(whole)])
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         model, tokenizer = build(model_args, model_args.model_name_or_path or args.resume_from_checkpoint, train)
         teachers = load_teachers(model_args.teachers or [], tokenizer)
         lengths = data.max_source_length, data.max_target_length
-        train = train and encode_for_training(train, tokenizer, *lengths, data.both_ways)
+        train = train and encode_for_training(train, tokenizer, *lengths)
         validation = validation and encode_for_evaluation(validation, tokenizer, *lengths, "validation")
         test = test and encode_for_evaluation(test, tokenizer, *lengths, "test")
     except (ValueError, OSError, StrictDataclassError) as error:

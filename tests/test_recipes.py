@@ -78,8 +78,8 @@ def test_the_other_recipes_run(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recipes_go_on_from_another(tmp_path: Path) -> None:
-    """Their seeds are where the others ended, and learn from all of them, and from invented words."""
+def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
+    """Its seeds are where the others ended, and learn from all of them, and from invented words."""
     steps = "--max_steps 2 --logging_steps 1 --use_cpu"
     run("cmudict", tmp_path, [0], steps)
     before = (tmp_path / "out").rename(tmp_path / "before")
@@ -89,16 +89,11 @@ def test_recipes_go_on_from_another(tmp_path: Path) -> None:
     models = [part for seed in range(3) for part in ("--model", before / f"seed-{seed}")]
     done = subprocess.run(list(map(str, [*command, *models, "--max-new-tokens", 5])), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    pairs = len((before / "with-invented.tsv").read_text().splitlines())
     _, result = run("cmudict-taught", tmp_path, [1], steps, "--before", before)
     assert result["seeds"][0]["rows"] == 2
     log = (tmp_path / "out" / "seed-1.log").read_text("utf-8")
     assert f"--model_name_or_path {before}/seed-1 --teachers {before}/seed-0 {before}/seed-1 {before}/seed-2 " in log
-    assert f"{pairs} training pairs" in log
-    shutil.rmtree(tmp_path / "out")
-    _, result = run("cmudict-both-ways", tmp_path, [0, 1], steps, "--before", before)
-    assert [record["options"]["both_ways"] for record in (*result["seeds"], result["ensemble"])] == [True] * 3
-    assert f"{2 * pairs} training pairs" in (tmp_path / "out" / "seed-1.log").read_text("utf-8")
+    assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs" in log
 
 
 @pytest.mark.slow
@@ -114,7 +109,6 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
         "all": ["--max_steps", 2, "--logging_steps", 1, "--use_cpu", "true"],
         "rows": [
             {"name": "no average", "without": ["--moving_average"]},
-            {"name": "both ways", "train": ["--both_ways", "true"], "score": ["--both-ways"]},
             {"name": "greedy", "score": ["--num-beams", 1]},
         ],
     }
@@ -125,18 +119,15 @@ def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         measured = re.findall(r"^(.+), seed (\d)", done.stdout, re.M)
-        assert sorted(measured) == sorted(
-            (row, seeds[-1]) for row in ("unchanged", "no average", "both ways", "greedy")
-        )
+        assert sorted(measured) == sorted((row, seeds[-1]) for row in ("unchanged", "no average", "greedy"))
     changed = {**plan, "all": ["--max_steps", 3, *plan["all"][2:]]}
     (recipes / "ar2en" / "ablation.json").write_text(json.dumps(changed), "utf-8")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert "has unchanged, no average, both ways, greedy by another plan: name another --output" in done.stderr
+    assert "has unchanged, no average, greedy by another plan: name another --output" in done.stderr
     rows = json.loads((output / "ablation_results.json").read_text("utf-8"))["rows"]
     assert all(set(found) == {"0", "4"} for found in rows.values())
     weights = {row: found["0"]["weights_sha256"] for row, found in rows.items()}
-    assert weights["greedy"] == weights["unchanged"]
-    assert len(set(weights.values())) == 3
+    assert weights["greedy"] == weights["unchanged"] != weights["no average"]
     log = (output / "no-average" / "seed-0.log").read_text("utf-8")
     assert "--moving_average" not in log
     lines = DATA["ar2en"]["ar2en-train.txt"].splitlines()

@@ -169,9 +169,7 @@ def test_checkpoints_are_scored_together(script: ModuleType, tmp_path: Path) -> 
     options = ["--num-beams", 3, "--nbest", 1, "--max-new-tokens", 6, "--batch-size", 3]
     run(script, tmp_path / "2", "transliteration", test, *options)
     run(script, tmp_path / "2", "transliteration", test, "--with", tmp_path / "3", *options)
-    run(script, tmp_path / "2", "transliteration", test, "--with", tmp_path / "3", "--both-ways", *options)
-    kinds = ("", "-ensemble", "-ensemble-both-ways")
-    alone, together, both_ways = (tmp_path / "2" / f"transliteration-test.tsv{kind}" for kind in kinds)
+    alone, together = (tmp_path / "2" / f"transliteration-test.tsv{end}" for end in ("", "-ensemble"))
     hashes = [hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest() for name in "23"]
     result = json.loads((together / "score.json").read_text())
     assert result["weights_sha256"] == hashes[0]
@@ -183,13 +181,6 @@ def test_checkpoints_are_scored_together(script: ModuleType, tmp_path: Path) -> 
     written = [line.split("\t")[3] for line in (together / "nbest.tsv").read_text().splitlines()]
     assert written == [" ".join(text.split()) for text in words.batch_decode(ids, skip_special_tokens=True)]
     assert written != [line.split("\t")[3] for line in (alone / "nbest.tsv").read_text().splitlines()]
-    result = json.loads((both_ways / "score.json").read_text())
-    assert result["options"]["both_ways"]
-    assert [member["weights_sha256"] for member in result["with"]] == hashes[1:]
-    ids, _ = dragoman.generate_both_ways(models, words, **inputs, num_beams=3, max_new_tokens=6)
-    found = [line.split("\t")[3] for line in (both_ways / "nbest.tsv").read_text().splitlines()]
-    assert found == [" ".join(text.split()) for text in words.batch_decode(ids, skip_special_tokens=True)]
-    assert found != written
 
 
 def test_what_is_not_scored_together(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +191,7 @@ def test_what_is_not_scored_together(script: ModuleType, tmp_path: Path, capsys:
         words.save_pretrained(tmp_path / name)
     test, others = tmp_path / "test", [tmp_path / "abcdefgx"]
     test.write_text("abc\tx\n")
-    for task, message in (("g2p", "have different vocabularies"), ("classification", "--with and --both-ways are for")):
+    for task, message in (("g2p", "have different vocabularies"), ("classification", "--with is for tasks whose")):
         with pytest.raises(typer.Exit):
             script.main(tmp_path / "abcdefgh", script.Task(task), test, others=others)
         assert message in capsys.readouterr().err
@@ -283,7 +274,7 @@ def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:
     """Each command of the README and of the script itself gets as far as looking for the checkpoint."""
     readme = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
     commands = re.findall(r"python examples/recipes/score\.py (.*)", f"{readme}\n{script.__doc__}")
-    assert len(commands) == 11
+    assert len(commands) == 10
     app = typer.Typer()
     app.command()(script.main)
     for command in commands:

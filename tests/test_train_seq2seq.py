@@ -23,7 +23,6 @@ from transformers import (
     EvalPrediction,
     GenerationConfig,
     PreTrainedTokenizerFast,
-    pipeline,
 )
 
 import dragoman
@@ -41,11 +40,6 @@ def script() -> ModuleType:
 @pytest.fixture(scope="module")
 def data(script: ModuleType) -> ModuleType:
     return importlib.import_module("seq2seq_data")
-
-
-@pytest.fixture(scope="module")
-def encoding(script: ModuleType) -> ModuleType:
-    return importlib.import_module("seq2seq_encoding")
 
 
 def words(count: int, seed: int) -> list[tuple[str, str]]:
@@ -431,7 +425,7 @@ def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Pa
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == vocabulary
 
 
-def test_an_end_is_put_where_there_is_none(encoding: ModuleType) -> None:
+def test_an_end_is_put_where_there_is_none(data: ModuleType) -> None:
     """mBART's stands before a language."""
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "<pad>": 2, "de": 3, "a": 4}, unk_token="<unk>"))
     names = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -440,7 +434,7 @@ def test_an_end_is_put_where_there_is_none(encoding: ModuleType) -> None:
         special = [("</s>", 1), ("de", 3)]
         backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-        assert encoding.encode_for_training(pairs, tokenizer, 9, 9)["labels"] == [expected]
+        assert data.encode_for_training(pairs, tokenizer, 9, 9)["labels"] == [expected]
 
 
 def test_a_checkpoint_is_continued_or_only_evaluated(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
@@ -461,47 +455,24 @@ def test_a_checkpoint_is_continued_or_only_evaluated(script: ModuleType, tmp_pat
         script.main([*run, "--model_name_or_path", str(first), "--config_overrides", "dropuot=1"])
 
 
-def test_long_pairs_do_not_train_and_are_counted_once(encoding: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_pairs_do_not_train_and_are_counted_once(data: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = dragoman.DragomanTokenizer.train(["abc"], vocab_size=300, algorithm="char")
     pairs = Dataset.from_dict({"source": ["ab", "abcabc", "a"], "target": ["a", "a", "abcabc"]})
     caplog.set_level("WARNING", "train_seq2seq")
-    assert encoding.encode_for_training(pairs, tokenizer, 4, 5)["source"] == ["ab"]
+    assert data.encode_for_training(pairs, tokenizer, 4, 5)["source"] == ["ab"]
     assert caplog.messages == ["Left out 2 of 3 training pairs: longer than 4 source or 5 target tokens."]
 
-    encoded = encoding.encode_for_evaluation(pairs, tokenizer, 5, 5, "test")
+    encoded = data.encode_for_evaluation(pairs, tokenizer, 5, 5, "test")
     assert encoded["row"] == [1, 0, 2]  # nothing is left out; the longest first
     whole = tokenizer("abcabc")["input_ids"]
     assert encoded["input_ids"][0] == [*whole[:4], tokenizer.eos_token_id]
     assert caplog.messages[1:] == ["Cut 1 of 3 test sources to 5 tokens."]
 
 
-def test_both_ways(encoding: ModuleType, script: ModuleType, tmp_path: Path) -> None:
-    """Twice the pairs, those left out whose source has no room for one token more; and a training by them."""
-    tokenizer = dragoman.DragomanTokenizer.train(["abc"], vocab_size=300, algorithm="char")
-    pairs = Dataset.from_dict({"source": ["a", "ab"], "target": ["abc", "b"]})
-    encoded = encoding.encode_for_training(pairs, tokenizer, 3, 4, both_ways=True)
-    first, second = (tokenizer(source)["input_ids"] for source in pairs["source"])
-    assert encoded["input_ids"] == [first, second, [tokenizer.eos_token_id, *first]]
-    assert [tokenizer.decode(ids) for ids in encoded["labels"]] == ["abc</s>", "b</s>", "cba</s>"]
-
-    dictionary = [(source, " ".join(source.upper())) for source in ("abcd", "ddca", "bacc")]
-    file = write_tsv(tmp_path / "train.tsv", 40 * dictionary)
-    run = [*TINY, "--do_train", "--train_file", file, "--save_strategy", "no", "--learning_rate", "5e-3"]
-    script.main([*run, "--both_ways", "true", "--max_steps", "80", "--output_dir", str(tmp_path / "out")])
-    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
-    pipe = pipeline("dragoman-text2text", model=model, tokenizer=tokenizer, device="cpu")
-    assert [found["generated_text"] for found in pipe([s for s, _ in dictionary])] == [t for _, t in dictionary]
-    for source, target in dictionary:
-        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(source)["input_ids"]]])
-        assert tokenizer.decode(model.generate(ids)[0], skip_special_tokens=True) == target[::-1]
-
-
-def test_scores_are_against_the_file_and_not_the_labels(
-    script: ModuleType, encoding: ModuleType, tmp_path: Path
-) -> None:
+def test_scores_are_against_the_file_and_not_the_labels(script: ModuleType, data: ModuleType, tmp_path: Path) -> None:
     tokenizer = dragoman.DragomanTokenizer.train(["x y"], vocab_size=8, algorithm="word", byte_fallback=False)
     pairs = Dataset.from_dict({"source": ["x", "y x"], "target": ["y", "x unseen"]})
-    encoded = encoding.encode_for_evaluation(pairs, tokenizer, 9, 9, "test")
+    encoded = data.encode_for_evaluation(pairs, tokenizer, 9, 9, "test")
     scorer = script.Scorer(tokenizer, encoded, "none")
     width = max(map(len, encoded["labels"]))
     labels = np.array([ids + [-100] * (width - len(ids)) for ids in encoded["labels"]])

@@ -58,16 +58,12 @@ def thin_out(recipe: Record, data: Path, every: int, output: Path) -> None:
     recipe["train"][at] = str(kept)
 
 
-def only_scores(row: Record) -> bool:
-    return "score" in row and not row.keys() & {"train", "without", "average"}
-
-
 def measure(recipe: Record, row: Record, places: Record, output: Path, seed: int) -> Record:
     """Train and score a row from a seed; or score anew what the first row trained from it."""
     changed = changed_by(row, recipe)
     folder = output / row["name"].replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    if not only_scores(row):
+    if "score" not in row:
         return run_seed(changed, places, folder, seed, [])
     trained = output / REFERENCE / f"seed-{seed}{'-average' * ('average' in recipe)}"
     return score(changed, places, folder / f"seed-{seed}-score", [trained], folder / f"seed-{seed}.log")
@@ -116,7 +112,7 @@ def main(
     if other := [name for name, plan in measured.items() if plan != plans.get(name)]:
         raise SystemExit(f"ablate: {file} has {', '.join(other)} by another plan: name another --output.")
     result["plans"] = plans
-    for wanted in ([row for row in rows if not only_scores(row)], list(filter(only_scores, rows))):
+    for wanted in ([row for row in rows if "score" not in row], [row for row in rows if "score" in row]):
         missing: list[Callable[[], None]] = [
             partial(work, row, seed) for seed in seeds for row in wanted if str(seed) not in result["rows"][row["name"]]
         ]

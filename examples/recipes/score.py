@@ -4,7 +4,6 @@
     python examples/recipes/score.py runs/multi30k bleu test.en --references test.de --tokenized --lowercase
     python examples/recipes/score.py runs/ar2en transliteration eval.txt --num-beams 4
     python examples/recipes/score.py runs/g2p g2p valid.tsv --with runs/g2p-2 --with runs/g2p-3
-    python examples/recipes/score.py runs/g2p g2p valid.tsv --both-ways
     python examples/recipes/score.py runs/sst2 classification dev.txt
 
 Tasks and their files, each compressed or not:
@@ -16,8 +15,7 @@ Tasks and their files, each compressed or not:
 - `classification`: `label text` or `label<TAB>text` a line; a first line `label<TAB>...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
-score<TAB>text<TAB>source`) in `--output-dir`. `--with` scores what several write together; `--both-ways` what a model
-that was trained to write from either end finds likely from both. Needs dragoman[examples].
+score<TAB>text<TAB>source`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
 """
 
 import hashlib
@@ -88,10 +86,10 @@ class EnsemblePipeline(Text2TextPipeline):
 
 
 def generate(
-    checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any], both_ways: bool = False
+    checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any]
 ) -> list[list[tuple[str, float]]]:
     """The n best of each source, with their scores."""
-    kind = dragoman.BothWaysPipeline if both_ways else EnsemblePipeline if others else Text2TextPipeline
+    kind = EnsemblePipeline if others else Text2TextPipeline
     pipe: Any = pipeline(
         "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
     )
@@ -135,7 +133,6 @@ def main(
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="A checkpoint that writes along. Repeat it for more.")
     ] = None,
-    both_ways: Annotated[bool, typer.Option("--both-ways", help="What is likely from both ends.")] = False,
     num_beams: Annotated[int, typer.Option(min=1)] = 5,
     nbest: Annotated[int, typer.Option(min=1, help="How many to write down, at most num-beams.")] = 5,
     length_penalty: float = 1.0,
@@ -153,8 +150,8 @@ def main(
             fail(f"{folder}: {'there is no model (config.json) in it' if folder.is_dir() else 'no such folder'}.")
         if not any(folder.glob("*.safetensors")):
             fail(f"{folder}: there are no weights (*.safetensors) in it.")
-    if (others or both_ways) and task == Task.CLASSIFICATION:
-        fail("--with and --both-ways are for tasks whose answers are written.")
+    if others and task == Task.CLASSIFICATION:
+        fail("--with is for tasks whose answers are written; classification is of one checkpoint.")
     test = read_test(task, testfile, references)
     options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": min(nbest, num_beams)}
     options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "length_penalty": length_penalty}
@@ -162,7 +159,7 @@ def main(
         if task == Task.CLASSIFICATION:
             options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
         else:
-            rows = generate(checkpoint, others, test.sources, options | {"truncation": truncate}, both_ways)
+            rows = generate(checkpoint, others, test.sources, options | {"truncation": truncate})
     except (ValueError, OSError) as error:
         fail(str(error).replace("truncation=True", "--truncate"))
     scores = score(task, [row[0][0] for row in rows], test.references, tokenized, lowercase)
@@ -175,15 +172,14 @@ def main(
     result = scores | {
         "task": str(task),
         "rows": len(rows),
-        "options": options | ({"both_ways": True} if both_ways else {}),
+        "options": options,
         "weights_sha256": sums[0],
         "data_sha256": sha256(data),
         "versions": {m.__name__: m.__version__ for m in (dragoman, transformers, torch)},
     }
     if others:
         result["with"] = [{"checkpoint": str(p), "weights_sha256": s} for p, s in zip(others, sums[1:], strict=True)]
-    kind = f"{'-ensemble' if others else ''}{'-both-ways' if both_ways else ''}"
-    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{kind}"
+    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{'-ensemble' if others else ''}"
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     with (output_dir / "nbest.tsv").open("w", encoding="utf-8", newline="\n") as file:
