@@ -106,7 +106,7 @@ def test_the_commands_get_as_far_as_their_file(
     page = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
     text = f"{page}\n{script.__doc__}".replace("\\\n", "")
     commands = re.findall(r"python examples/recipes/invent\.py (.*)", text)
-    assert len(commands) == 2
+    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()
     app.command()(script.main)

@@ -95,6 +95,18 @@ def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
     assert f"--model_name_or_path {before}/seed-1 --teachers {before}/seed-0 {before}/seed-1 {before}/seed-2 " in log
     assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs" in log
 
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    recipes, plan = tmp_path / "examples" / "recipes", {"all": shlex.split(f"{steps} true"), "rows": []}
+    plan["rows"] = [{"name": "no teachers", "without": ["--teachers"]}]
+    (recipes / "cmudict-taught" / "ablation.json").write_text(json.dumps(plan), "utf-8")
+    command = [sys.executable, recipes / "ablate.py", "cmudict-taught", tmp_path / "data", "--seeds", 1]
+    command += ["--before", before, "--output", tmp_path / "ablation"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = [(tmp_path / "ablation" / row / "seed-1.log").read_text("utf-8") for row in ("unchanged", "no-teachers")]
+    assert ["--teachers" in log for log in logs] == [True, False]
+    assert all(f"--model_name_or_path {before}/seed-1 " in log for log in logs)
+
 
 @pytest.mark.slow
 def test_an_ablation_measures_what_is_missing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from run import HERE, Record, hardware, run_seed, score
+from run import HERE, Record, hardware, read_recipe, run_seed, score
 
 ABLATIONS = sorted(path.parent.name for path in HERE.glob("*/ablation.json"))
 REFERENCE = "unchanged"
@@ -74,6 +74,9 @@ def main(
     data: Annotated[Path, typer.Argument(help="The folder of the data set.")],
     seeds: Annotated[list[int], typer.Option(help="Repeat the option for several.")] = [0, 1, 2],  # noqa: B006
     at_once: Annotated[int, typer.Option(min=1, help="How many trainings run side by side.")] = 1,
+    before: Annotated[
+        Path | None, typer.Option(help="Where a recipe that goes on from another finds its seeds.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE-ablation.")] = None,
 ) -> None:
     """What each part of a recipe is worth: train it without the part, or with another one, from several seeds."""
@@ -81,7 +84,7 @@ def main(
         raise SystemExit(f"ablate: {recipe!r} has no ablation; choose from {', '.join(ABLATIONS)}.")
     if not data.is_dir():
         raise SystemExit(f"ablate: {data}: no such folder.")
-    about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
+    about = read_recipe(recipe, before)
     plan = json.loads((HERE / recipe / "ablation.json").read_text("utf-8"))
     output = output or Path("runs") / f"{recipe}-ablation"
     output.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ def main(
     writing = threading.Lock()
 
     def work(row: Record, seed: int) -> None:
-        record = measure(about, row, {"data": data}, output, seed)
+        record = measure(about, row, {"data": data, "before": before}, output, seed)
         kept = {name: record[name] for name in (*about["metrics"], *KEPT) if name in record}
         with writing:
             result["rows"][row["name"]][str(seed)] = kept

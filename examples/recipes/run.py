@@ -65,6 +65,13 @@ def filled(arguments: list[Any], **values: Any) -> list[str]:
     return texts
 
 
+def read_recipe(name: str, before: Path | None) -> Record:
+    about: Record = json.loads((HERE / name / "recipe.json").read_text("utf-8"))
+    if before is None and "{before}" in str(about["train"]):
+        raise SystemExit(f"run: {name} goes on from another recipe: --before runs/{name.partition('-')[0]}.")
+    return about
+
+
 def run_seed(recipe: Record, places: Record, output: Path, seed: int, more: list[str]) -> Record:
     """Train, average, score: the scores."""
     folder, log = output / f"seed-{seed}", output / f"seed-{seed}.log"
@@ -170,9 +177,7 @@ def main(
         raise SystemExit(f"run: there is no recipe {recipe!r}; choose from {', '.join(RECIPES)}.")
     if not data.is_dir():
         raise SystemExit(f"run: {data}: no such folder.")
-    about = json.loads((HERE / recipe / "recipe.json").read_text("utf-8"))
-    if before is None and "{before}" in str(about["train"]):
-        raise SystemExit(f"run: {recipe} goes on from another recipe: --before runs/{recipe.partition('-')[0]}.")
+    about = read_recipe(recipe, before)
     output = output or Path("runs") / recipe
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(at_once) as pool:
