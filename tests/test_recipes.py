@@ -96,8 +96,8 @@ def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
     assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs" in log
 
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    recipes, plan = tmp_path / "examples" / "recipes", {"all": shlex.split(f"{steps} true"), "rows": []}
-    plan["rows"] = [{"name": "no teachers", "without": ["--teachers"]}]
+    recipes = tmp_path / "examples" / "recipes"
+    plan = {"all": [*steps.split(), "true"], "rows": [{"name": "no teachers", "without": ["--teachers"]}]}
     (recipes / "cmudict-taught" / "ablation.json").write_text(json.dumps(plan), "utf-8")
     command = [sys.executable, recipes / "ablate.py", "cmudict-taught", tmp_path / "data", "--seeds", 1]
     command += ["--before", before, "--output", tmp_path / "ablation"]
