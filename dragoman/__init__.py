@@ -12,7 +12,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from .adapters import register_lora_targets
+from .adapters import register_adapter_targets
 from .alignment import align
 from .attribution import attribute
 from .averaging import average_checkpoints
@@ -55,7 +55,7 @@ AutoModelForSeq2SeqLM.register(DragomanRecurrentConfig, DragomanRecurrentForCond
 
 install()
 install_cards()
-register_lora_targets()
+register_adapter_targets()
 register_ctranslate2_loader()
 register_pipelines()
 

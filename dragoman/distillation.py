@@ -13,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from .ensemble import check_alike
 from .modeling.loss import IGNORE_INDEX, mean_over_labels
+from .packing import check_takes_packed
 
 
 class Teachers:
@@ -22,10 +23,13 @@ class Teachers:
     ``EnsembleLogitsProcessor`` writes by, at the cost of one.
 
     Raises:
+        TypeError: for models without a packed path, where batches are ``packed``.
         ValueError: for models of another vocabulary, or beside what computes the loss in another way.
     """
 
-    def __init__(self, models: Sequence[PreTrainedModel], student: Any, args: Any, has_own_loss: bool) -> None:
+    def __init__(
+        self, models: Sequence[PreTrainedModel], student: Any, args: Any, has_own_loss: bool, packed: bool
+    ) -> None:
         check_alike([student, *models], "model and its teachers")
         if any(model is student for model in models):
             raise ValueError("The model cannot be its own teacher: load the checkpoint a second time.")
@@ -39,9 +43,10 @@ class Teachers:
                     f"teachers do not go with {name}: the loss is the model's own (smoothed by label_smoothing in its "
                     "configuration), on one device a process (accelerate launch, torchrun)."
                 )
+        for model in models if packed else ():
+            check_takes_packed(model)
         self.models = [model.to(args.device).eval() for model in models]
         self.weight: float = getattr(args, "teacher_weight", 0.5)
-
         self.options = {"return_logits": True} if may_return_logits(student) else {}
 
     def beside(self, student: nn.Module, step: int) -> Any:

@@ -14,6 +14,16 @@ from .modeling.padding import shift_right
 MULTIPLE = 8  # that longest sequences are rounded up to: fewer shapes, and none that a compiler treats as a case apart
 
 
+def check_takes_packed(model: Any) -> None:
+    """Raises TypeError for a model without a packed path, which would read all rows as one, or not read them."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    if "decoder_cu_seq_lens" not in inspect.signature(inner.forward).parameters:
+        raise TypeError(
+            f"{type(inner).__name__} takes no packed batches (decoder_cu_seq_lens): leave packing out, and collate for "
+            "it with transformers.DataCollatorForSeq2Seq."
+        )
+
+
 @dataclass
 class DataCollatorForPackedSeq2Seq:
     """Rows with ``input_ids`` and ``labels`` to one row each of sources and of targets, for ``model(**batch)``.
@@ -36,14 +46,8 @@ class DataCollatorForPackedSeq2Seq:
     model: Any = None
 
     def __post_init__(self) -> None:
-        if self.model is None:
-            return
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # of an adapter
-        if "decoder_cu_seq_lens" not in inspect.signature(inner.forward).parameters:
-            raise TypeError(
-                f"{type(inner).__name__} takes no packed batches (decoder_cu_seq_lens): collate for it with "
-                "transformers.DataCollatorForSeq2Seq."
-            )
+        if self.model is not None:
+            check_takes_packed(self.model)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for i, feature in enumerate(features):

@@ -10,10 +10,11 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from .modeling.encoder_decoder_generation import given_columns
 from .sorted_batches import Records, Results, for_inputs, iter_rows, sorted_batches
 from .surrogates import check_characters
 from .target_languages import encode_for
-from .written_rows import given_columns, most_tokens, sequence_scores, written_lengths
+from .written_rows import most_tokens, sequence_scores, written_lengths
 
 TASK = "dragoman-text2text"
 WINDOW = 16  # batches of a stream that are read ahead and sorted together
@@ -90,11 +91,10 @@ class Text2TextPipeline(Pipeline):
                     f"{name}={value!r} must be one language; for one a row, pass rows: {{'text': ..., {name!r}: ...}}."
                 )
         reading = {"src_lang": src_lang, "tgt_lang": tgt_lang, "prefix": prefix, "truncation": truncation}
-        decoding = {"return_tensors": return_tensors, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
         return (
             said(progress_bar=progress_bar, **reading),
             said(return_scores=return_scores, **self._assistant()) | generate_kwargs,
-            said(**decoding),
+            said(return_tensors=return_tensors, clean_up_tokenization_spaces=clean_up_tokenization_spaces),
         )
 
     def _assistant(self) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class DragomanTrainer(Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         given: Any = self.args
         has_own_loss = self.compute_loss_func is not None
-        self.teachers = Teachers(teachers, self.model, given, has_own_loss) if teachers else None
+        packed = getattr(given, "packing", False) or isinstance(self.data_collator, DataCollatorForPackedSeq2Seq)
+        self.teachers = Teachers(teachers, self.model, given, has_own_loss, packed) if teachers else None
         if getattr(given, "max_minutes", None) is not None:
             self.add_callback(WallClock(given.max_minutes, given.schedule_by_clock))
 

@@ -165,6 +165,6 @@ def _difference(path: Path, expected: str) -> str | None:
     if version and version[1].decode() != VERSION:
         written_by = version[1].decode()
         return f"says dragoman {written_by}, this is {VERSION}: verify with pip install dragoman=={written_by}"
-    lines = zip(found.splitlines(), expected.encode("utf-8").splitlines(), strict=False)
+    lines = zip(found.splitlines(True), expected.encode("utf-8").splitlines(True), strict=False)
     first = next((number for number, (a, b) in enumerate(lines, start=1) if a != b), "the last")
     return f"differs from what dragoman {VERSION} writes, first in line {first}"

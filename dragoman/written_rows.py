@@ -31,14 +31,6 @@ def generation_options(model: Any, tokenizer: Any) -> dict[str, Any]:
     return options
 
 
-def given_columns(sequences: Tensor, prompt: Tensor | None) -> int:
-    """How many columns of (B * N, T) were not written: the prompt's (B, P), before which a start token may be put."""
-    if prompt is None:
-        return 1
-    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
-    return prompt.shape[1] + int(not torch.equal(sequences[:, : prompt.shape[1]], prompt))
-
-
 def written_lengths(
     sequences: Tensor,
     begins: int,

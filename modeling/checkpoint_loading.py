@@ -47,7 +47,9 @@ class CheckpointLoading(PreTrainedModel):
         is_int8 = getattr(model, "is_int8", False)  # recurrent models never are
         if load_config.hf_quantizer is None or is_int8:  # else others made the weights what they are
             refuse_other_types(model, loading_info.unexpected_keys, where)
-        missing = loading_info.missing_keys - model.all_tied_weights_keys.keys()
+        missing, ties = loading_info.missing_keys, model.all_tied_weights_keys
+        stored = {owner for name, owner in ties.items() if name not in missing}  # by another of its names
+        missing = missing - ties.keys() - stored
         refuse_missing(model, missing, where)
         if is_int8:
             refuse_new_int8(missing | {key for key, *_ in loading_info.mismatched_keys}, where)

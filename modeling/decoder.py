@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ModuleUtilsMixin
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
@@ -88,7 +89,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         return x, weights, cross_weights
 
 
-class Decoder(nn.Module):
+class Decoder(ModuleUtilsMixin, nn.Module):
     """Target ids (B, T), or vectors (B, T, C), and encoder states (B, S, C) to states (B, T, C)."""
 
     main_input_name = "input_ids"

@@ -21,7 +21,7 @@ from .residual import Residual
 
 # What the loops are given for themselves, and what for the model's forward that the step has no need of or reads.
 ARGUMENTS = frozenset(
-    "attention_mask decoder_attention_mask encoder_outputs generation_config inputs_embeds logits_processor "
+    "attention_mask decoder_attention_mask encoder_outputs generation_config inputs_embeds labels logits_processor "
     "logits_to_keep past_key_values position_ids stopping_criteria streamer synced_gpus use_cache".split()
 ).union(TOKENIZERS)
 REARRANGED = (
@@ -77,7 +77,9 @@ def is_untouched(model: Any) -> bool:
     """Whether all is ours down to the parts that the step calls, nothing drops out, and nobody listens in between."""
     base, head = model.base_model, model.get_output_embeddings()
     called = [(model, name, ours) for name, ours in KNOWN.items()] + [(base, "forward", "DragomanModel.forward")]
-    known = all(is_original(getattr(owner, name), ours) for owner, name, ours in called)
+    known = type(base.decoder) is Decoder and all(
+        is_original(getattr(owner, name), ours) for owner, name, ours in called
+    )
     if not known or model.training or model.config._attn_implementation != "sdpa":
         return False
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:  # registered anew

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ModuleUtilsMixin
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman import DragomanConfig
@@ -66,7 +67,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         return x, weights
 
 
-class Encoder(nn.Module):
+class Encoder(ModuleUtilsMixin, nn.Module):
     """Source ids (B, S), or vectors (B, S, C), to states (B, S, C)."""
 
     main_input_name = "input_ids"

@@ -1,6 +1,7 @@
 """``generate()`` for any encoder-decoder here: transformers' own, with the gaps closed that it leaves for them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -31,10 +32,30 @@ def put_before(columns: Tensor, result: Any) -> Any:
     return result
 
 
+def given_columns(sequences: Tensor, prompt: Tensor | None) -> int:
+    """How many columns of (B * N, T) were not written: the prompt's (B, P), before which a start token may be put."""
+    if prompt is None:
+        return 1
+    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
+    return prompt.shape[1] + int(not torch.equal(sequences[:, : prompt.shape[1]], prompt))
+
+
+def pad_after_end(result: Any, prompt: Tensor | None, ends: int | Sequence[int] | None, pad: int | None) -> Any:
+    """What beam search fills rows up with: the end token, where padding is token 0; -1 where no token ends them."""
+    if isinstance(result, Tensor) and pad is not None:
+        written = result[:, given_columns(result, prompt) :]
+        ended = torch.isin(written, torch.as_tensor([] if ends is None else ends, device=written.device)).long()
+        written.masked_fill_((ended.cumsum(1) > ended) | (written < 0), pad)
+    elif not isinstance(result, Tensor):
+        pad_after_end(result.sequences, prompt, ends, pad)
+    return result
+
+
 class EncoderDecoderGenerationMixin(GenerationMixin):
-    """Four things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
-    enlarge them in place); padding is masked even where no mask was given; ``stop_strings`` are looked for in the
-    vocabulary that is written; what transformers cannot do for an encoder-decoder raises.
+    """Five things differ from transformers. ``encoder_outputs`` of the caller are left as they were (beam search would
+    enlarge them in place); padding is masked even where no mask was given; behind their end beams are padded as other
+    rows are; ``stop_strings`` are looked for in the vocabulary that is written; what transformers cannot do for an
+    encoder-decoder raises.
     """
 
     config: Any
@@ -96,6 +117,10 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
             kwargs["tokenizer"] = of_what_is_written(kwargs["tokenizer"])
         generate: Any = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate)
         result = generate(self, inputs, generation_config, *args, **kwargs)
+        if (asked.get("num_beams") or 1) > 1:
+            result = pad_after_end(
+                result, kwargs.get("decoder_input_ids"), asked["eos_token_id"], asked["pad_token_id"]
+            )
         return result if unread is None else put_before(unread, result)
 
     @staticmethod

@@ -1,5 +1,7 @@
 """A head over the target vocabulary, and the loss that it is trained by, for whatever made the states."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,31 @@ from .embeddings import check_ids
 from .linear import Linear
 from .loss import IGNORE_INDEX, head_cross_entropy, token_cross_entropy
 from .padding import shift_right
+
+
+def tuple_has_logits(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Around ``forward``: in a tuple (``return_dict=False``) logits have their place, in training too."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if not return_dict and kwargs.get("return_logits") is None:
+            kwargs["return_logits"] = True
+        return forward(self, *args, return_dict=return_dict, **kwargs)
+
+    return wrapper
+
+
+class LossAlone(Seq2SeqLMOutput):
+    """Without logits. Raises IndexError for what would be another field in their place."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, int | slice) and key not in (0, slice(1), slice(0, 1)):
+            raise IndexError(
+                f"outputs[{key}]: training on labels returns no logits, and what follows the loss is something else. "
+                "Pass return_logits=True."
+            )
+        return super().__getitem__(key)
 
 
 class LanguageModelingHead(PreTrainedModel):
@@ -58,7 +85,8 @@ class LanguageModelingHead(PreTrainedModel):
         if return_logits or (return_logits is None and (labels is None or not self.training)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(states[:, kept]) * self.logits_scale  # (B, T, V)
-        return Seq2SeqLMOutput(
+        kind = Seq2SeqLMOutput if labels is None or logits is not None else LossAlone
+        return kind(
             loss=None if labels is None else self._loss(states, logits, labels, num_items_in_batch),
             logits=logits,
             **{k: v for k, v in outputs.items() if k != "last_hidden_state"},

@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_dragoman import DragomanConfig
 from .attention import LayerSelection
 from .generation_dragoman import DragomanGenerationMixin
-from .language_modeling_head import LanguageModelingHead
+from .language_modeling_head import LanguageModelingHead, tuple_has_logits
 from .modeling_dragoman import DragomanModel, DragomanPreTrainedModel
 from .padding import shift_right
 
@@ -24,6 +24,7 @@ class DragomanForConditionalGeneration(LanguageModelingHead, DragomanPreTrainedM
         self.add_head()
         self.post_init()
 
+    @tuple_has_logits
     @can_return_tuple
     def forward(
         self,

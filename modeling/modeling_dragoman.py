@@ -102,14 +102,14 @@ class DragomanModel(DragomanPreTrainedModel):
             decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids,
-                attention_mask,
-                position_ids,
-                inputs_embeds,
-                attentions,
-                hidden_states,
-                cu_seq_lens,
-                max_seq_len,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                output_attentions=attentions,
+                output_hidden_states=hidden_states,
+                cu_seq_lens=cu_seq_lens,
+                max_seq_len=max_seq_len,
                 return_dict=True,
             )
         encoder_outputs = as_encoder_output(BaseModelOutput, encoder_outputs)
@@ -119,20 +119,20 @@ class DragomanModel(DragomanPreTrainedModel):
                 seen = seen_keys(attention_mask).any(2)[:, 0]
                 attention_mask = seen.expand(len(encoder_outputs.last_hidden_state), -1)
         decoder_outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            decoder_position_ids,
-            decoder_inputs_embeds,
-            encoder_outputs.last_hidden_state,
-            attention_mask,
-            past_key_values,
-            use_cache,
-            attentions,
-            hidden_states,
-            decoder_cu_seq_lens,
-            cu_seq_lens,
-            decoder_max_seq_len,
-            max_seq_len,
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+            cu_seq_lens=decoder_cu_seq_lens,
+            encoder_cu_seq_lens=cu_seq_lens,
+            max_seq_len=decoder_max_seq_len,
+            encoder_max_seq_len=max_seq_len,
             return_dict=True,
         )
         return Seq2SeqModelOutput(

@@ -12,7 +12,7 @@ from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentCo
 from .encoder_decoder_generation import EncoderDecoderGenerationMixin
 from .encoder_decoder_model import EncoderDecoderPreTrainedModel
 from .encoder_outputs import as_encoder_output
-from .language_modeling_head import LanguageModelingHead
+from .language_modeling_head import LanguageModelingHead, tuple_has_logits
 from .padding import mask_of_left_padding, mask_of_padding, shift_right
 from .recurrent_attention import records_attention
 from .recurrent_decoder import RecurrentDecoder
@@ -79,7 +79,11 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
             decoder_attention_mask = mask_of_left_padding(decoder_input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, inputs_embeds, output_hidden_states=hidden_states, return_dict=True
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=hidden_states,
+                return_dict=True,
             )
         encoder_outputs = as_encoder_output(RecurrentEncoderOutput, encoder_outputs)
         state = self._begin(encoder_outputs) if past_key_values is None else past_key_values
@@ -90,13 +94,13 @@ class DragomanRecurrentModel(DragomanRecurrentPreTrainedModel):
         if state.hidden is None:  # an empty one, of generate()
             vars(state).update(vars(self._begin(encoder_outputs)))
         outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            decoder_inputs_embeds,
-            attention_mask,
-            state,
-            attentions,
-            hidden_states,
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_attention_mask=attention_mask,
+            past_key_values=state,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -135,6 +139,7 @@ class DragomanRecurrentForConditionalGeneration(
         self.add_head()
         self.post_init()
 
+    @tuple_has_logits
     @can_return_tuple
     def forward(
         self,

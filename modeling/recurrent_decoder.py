@@ -14,6 +14,7 @@ The first two know every input before they begin, so a known target is one call 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ModuleUtilsMixin
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
@@ -25,7 +26,7 @@ from .recurrent_layers import RecurrentLayers
 from .recurrent_state import RecurrentState
 
 
-class RecurrentDecoder(nn.Module):
+class RecurrentDecoder(ModuleUtilsMixin, nn.Module):
     """Target ids (B, T), or vectors (B, T, C), and a source to states (B, T, C)."""
 
     main_input_name = "input_ids"

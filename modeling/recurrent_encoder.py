@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers.modeling_utils import ModuleUtilsMixin
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_dragoman_recurrent import DragomanRecurrentConfig
@@ -26,7 +27,7 @@ class RecurrentEncoderOutput(ModelOutput):
     attentions: None = None
 
 
-class RecurrentEncoder(nn.Module):
+class RecurrentEncoder(ModuleUtilsMixin, nn.Module):
     """Source ids (B, S), or vectors (B, S, C), to states (B, S, C)."""
 
     main_input_name = "input_ids"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
 
 from dragoman import (
@@ -27,7 +27,7 @@ from dragoman import (
     DragomanModel,
     DragomanTokenizer,
 )
-from support import build, tiny
+from support import batch, build, tiny
 
 MEGABYTE = 2**20
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -304,6 +304,19 @@ def test_what_may_be_new(tmp_path: Path) -> None:
         for cls in (DragomanModel, DragomanForConditionalGeneration):
             with pytest.raises(ValueError, match=f"lacks (model.)?{owned}, which Dragoman(Encoder)?Model owns"):
                 cls.from_pretrained(tmp_path / folder)
+
+
+@pytest.mark.parametrize("fields", [{}, {"share_embeddings": False}, {"share_embeddings": True}])
+def test_a_tied_matrix_under_another_name(fields: dict[str, Any], tmp_path: Path) -> None:
+    """``safetensors.torch.save_model`` keeps the first of its names in the alphabet."""
+    config = tiny(**fields)
+    model, inputs = build(config), batch(config)
+    model.save_pretrained(tmp_path)
+    save_model(model, str(tmp_path / WEIGHTS), metadata={"format": "pt"})
+    assert "lm_head.weight" in load_file(tmp_path / WEIGHTS)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits)
+    assert again.lm_head.weight is again.model.decoder.embed_tokens.weight
 
 
 def test_untying_a_saved_tie_is_no_way_to_a_random_head(tmp_path: Path) -> None:

@@ -207,8 +207,14 @@ class TestForward:
                 outputs = model(**inputs, return_logits=asked)
                 losses.append(outputs.loss)
                 assert (outputs.logits is not None) == given
+                torch.testing.assert_close((outputs[0], outputs[:1]), (outputs.loss, (outputs.loss,)))
                 if given:
                     torch.testing.assert_close(outputs.logits, expected)
+                    torch.testing.assert_close(outputs[:2], (outputs.loss, expected))
+                    continue
+                for place in (1, -1, slice(2), slice(1, None)):
+                    with pytest.raises(IndexError, match=r"returns no logits, .* Pass return_logits=True"):
+                        outputs[place]
             torch.testing.assert_close(losses[1], losses[0])
             torch.testing.assert_close(losses[2], losses[0])
             torch.testing.assert_close(model(**without).logits, expected)  # the Trainer took the labels away
@@ -227,6 +233,31 @@ class TestForward:
                 assert type(found) is tuple
                 assert len(found) == len(expected)
                 torch.testing.assert_close(found[0], expected[0])
+            if auto is AutoModelForSeq2SeqLM:
+                _, logits, *_ = model.train()(**inputs, return_dict=False)
+                torch.testing.assert_close(logits, expected.logits)
+
+    @every_kind
+    def test_an_encoder_in_a_wrapper(self, kind: str) -> None:
+        """As Fusion-in-Decoder has it (Izacard & Grave 2021), which knows two arguments and hands the others on."""
+
+        class Wrapper(nn.Module):
+            def __init__(self, inner: nn.Module) -> None:
+                super().__init__()
+                self.inner, self.main_input_name = inner, "input_ids"
+
+            def forward(self, input_ids: Any = None, attention_mask: Any = None, **others: Any) -> Any:
+                return self.inner(input_ids=input_ids, attention_mask=attention_mask, **others)
+
+        config = configured(kind)
+        model, inputs = build(config), batch(config)
+        expected, written = model(**inputs).logits, model.generate(inputs["input_ids"], max_new_tokens=5)
+        for side in ("encoder", "decoder") if kind in TRANSFORMERS else ("encoder",):
+            inner = getattr(model.model, side)
+            assert (inner.device, inner.dtype) == (model.device, model.dtype)
+            setattr(model.model, side, Wrapper(inner))
+            torch.testing.assert_close(model(**inputs).logits, expected)
+            assert model.generate(inputs["input_ids"], max_new_tokens=5).tolist() == written.tolist()
 
     @every_kind
     def test_attentions_and_hidden_states(self, kind: str) -> None:
@@ -904,6 +935,16 @@ class TestLora:
         again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
         torch.testing.assert_close(again(**inputs).logits, logits)
         assert relative_error(model.merge_and_unload()(**inputs).logits, logits) < 1e-4
+
+    @pytest.mark.parametrize("kind", ["IA3Config", "LNTuningConfig", "LoraConfig"])
+    def test_what_is_adapted_where_nothing_is_named(self, kind: str) -> None:
+        peft = pytest.importorskip("peft")
+        base, inputs = build(tiny()), batch(tiny())
+        model = peft.get_peft_model(base, getattr(peft, kind)(task_type="SEQ_2_SEQ_LM"))
+        model.train()(**inputs).loss.backward()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert len(trained) > 4
+        assert all(parameter.grad is not None for parameter in trained)
 
     def test_recurrent_layers_have_none(self) -> None:
         """torch's fused GRU and LSTM are no linear maps to peft, which says so; it takes no default targets either."""

@@ -185,3 +185,9 @@ def test_what_cannot_teach_is_refused(tokenizer: DragomanTokenizer, tmp_path: Pa
         distil(tokenizer, tmp_path, model, [teacher], label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="teachers do not go with compute_loss_func"):
         distil(tokenizer, tmp_path, model, [teacher], compute_loss_func=lambda *_: None)
+    anew = {"train_sampling_strategy": "random"}
+    with pytest.raises(TypeError, match="BartForConditionalGeneration takes no packed batches"):
+        distil(tokenizer, tmp_path, model, [bart(tokenizer, 1)], tokens_per_batch=64, packing=True, **anew)
+    own = DataCollatorForPackedSeq2Seq(model=model)
+    with pytest.raises(TypeError, match="BartForConditionalGeneration takes no packed batches"):
+        DragomanTrainer(model, Arguments(str(tmp_path), use_cpu=True), data_collator=own, teachers=[bart(tokenizer, 1)])

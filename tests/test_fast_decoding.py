@@ -487,6 +487,14 @@ def test_loops_called_by_others(mode: dict[str, Any], runs: Runs) -> None:
     assert outputs.scores[0].requires_grad
 
 
+@both
+def test_labels_that_a_trainer_hands_over(mode: dict[str, Any], runs: Runs) -> None:
+    """transformers keeps them from the model."""
+    model, inputs = prepare(tiny())
+    expected = runs.stock(model, **inputs, **mode)
+    runs.same(model, expected, **inputs, **mode, labels=inputs["input_ids"])
+
+
 def test_streamer_and_prefix(runs: Runs) -> None:
     class Collect(BaseStreamer):
         def __init__(self) -> None:

@@ -52,7 +52,29 @@ def test_caches_and_padding(scheme: str, mode: dict[str, Any], cache: str) -> No
     for row, ids in zip(rows, expected, strict=True):  # batched = one by one
         alone = generate(model, {"input_ids": row[None]}, **mode)[0].tolist()
         assert alone == ids[: len(alone)]
-        assert set(ids[len(alone) :]) <= {0, 2}  # beam search fills up with the end token where padding is 0
+        assert set(ids[len(alone) :]) <= {0}
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"num_beams": 3, "do_sample": True}], ids=str)
+@pytest.mark.parametrize(
+    "prefix", [None, [[1, 5, 2, 7]] * 4, [[0, 0, 1, 2]] * 4], ids=["none", "an end within", "padded"]
+)
+def test_rows_are_padded_behind_their_end(mode: dict[str, Any], prefix: list[list[int]] | None) -> None:
+    """transformers fills up beams with the end token where padding is 0, with -1 where there is none."""
+    model, inputs = model_and_source()
+    given = {} if prefix is None else {"decoder_input_ids": torch.tensor(prefix)}
+    begins, copies = (1 if prefix is None else 4), mode.get("num_beams", 1)
+    options: dict[str, Any] = {**mode, **given, "num_return_sequences": copies if mode else 1}
+    unended = generate(model, inputs, **options, eos_token_id=None)
+    places = {token: (unended[:, begins:] == token).nonzero()[:, 1].unique() for token in range(3, 31)}
+    end = max(places, key=lambda token: len(places[token]))
+    rows = generate(model, inputs, **options, eos_token_id=[2, end], return_dict_in_generate=True).sequences.tolist()
+    lengths = [next((at for at in range(begins, len(row)) if row[at] in (2, end)), len(row)) for row in rows]
+    assert len(set(lengths)) > 1
+    assert not any(any(row[length + 1 :]) for row, length in zip(rows, lengths, strict=True))
+    assert all(row[:begins] == (prefix or [[1]])[0] for row in rows)
+    short = generate(model, inputs, **options, eos_token_id=None, max_time=0.0)
+    assert short.min() >= 0
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -391,3 +391,25 @@ def test_offsets_refer_to_the_original_text(joint):
     assert cut == ["the", "dog", "runs"]
     assert joint(["the", "dog"], is_split_into_words=True).input_ids == joint("the dog").input_ids
     assert joint([["the", "dog"]], is_split_into_words=True).word_ids(0) == [0, 1, None]
+
+
+def test_special_tokens_that_texts_will_not_be_searched_for(joint, tmp_path, caplog):
+    tokenizer, warned = copy.deepcopy(joint), "special tokens are not looked for in texts"
+    tokenizer.add_special_tokens({"eos_token": "<end>"})  # nobody writes it
+    tokenizer.add_tokens(["word"])
+    assert not caplog.text
+    for add in (
+        lambda: tokenizer.add_special_tokens({"extra_special_tokens": ["<hl>"]}),
+        lambda: tokenizer.add_special_tokens({"mask_token": "<mask>"}),
+        lambda: tokenizer.add_tokens(["<sep>"], special_tokens=True),
+    ):
+        caplog.clear()
+        add()
+        assert warned in caplog.text
+    caplog.clear()
+    tokenizer.add_tokens(["<sep>"], special_tokens=True)  # it is there
+    tokenizer.split_special_tokens = False
+    tokenizer.add_tokens(["<hl2>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path)
+    assert not caplog.text

@@ -101,6 +101,10 @@ def sub_folder(folder: Path) -> None:
     (folder / "custom_generate" / "generate.py").write_text("import os")
 
 
+def windows(folder: Path) -> None:
+    (folder / "norms.py").write_bytes((folder / "norms.py").read_bytes().replace(b"\n", b"\r\n"))
+
+
 def half_saved(folder: Path) -> None:
     (folder / ".saving-x").mkdir()
     (folder / ".saving-x" / "config.json").write_text("{}")
@@ -114,6 +118,7 @@ def older(folder: Path) -> None:
 TAMPERING: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "unknown code": (lambda f: (f / "evil.py").write_text("import os"), "evil.py", "not code that dragoman"),
     "missing code": (lambda f: (f / "norms.py").unlink(), "norms.py", "missing, and auto_map needs it"),
+    "Windows line ends": (windows, "norms.py", "first in line 1$"),
     "older code": (older, "loss.py", r"says dragoman 0\.0\.9.*pip install dragoman==0\.0\.9"),
     "pickle": (lambda f: torch.save({}, f / "pytorch_model.bin"), "pytorch_model.bin", "may run code"),
     "training arguments": (lambda f: torch.save({}, f / "training_args.bin"), "training_args.bin", "may run code"),

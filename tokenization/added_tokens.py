@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def verbatim(token: str | AddedToken, special: bool) -> AddedToken:
@@ -30,3 +34,14 @@ def refuse_two_ids(tokens: Sequence[AddedToken], backends: Sequence[Tokenizer]) 
                 f"special token {token.content!r} would have ids {sorted(map(str, ids))} in the two vocabularies; "
                 "make them of one size, or share one vocabulary"
             )
+
+
+def warn_of_unread(tokens: Sequence[AddedToken], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Before special tokens are new that a script may expect to be found in its texts."""
+    roles = (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
+    new = [t.content for t in tokens if t.special and t.content not in (*roles, *tokenizer.get_vocab())]
+    if new and tokenizer.split_special_tokens:
+        logger.warning(
+            f"{', '.join(new)}: special tokens are not looked for in texts, where they are spelt as other characters "
+            "are. For those that you write into texts yourself set tokenizer.split_special_tokens = False."
+        )

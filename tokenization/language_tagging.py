@@ -105,8 +105,8 @@ class LanguageTagging(CodeSharing):
             if not self.languages:
                 return []
             raise ValueError(
-                f"which language? Pass target_language=... or set tokenizer.target_language (known: "
-                f"{', '.join(self.languages)})"
+                "which language? Pass target_language=... (to a pipeline tgt_lang=..., to a command --tgt-lang) or set "
+                f"tokenizer.target_language (known: {', '.join(self.languages)})"
             )
         if isinstance(languages, str):
             return [self._tag(languages)] * (1 if rows is None else rows)

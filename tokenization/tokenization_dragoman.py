@@ -10,7 +10,7 @@ from typing import Any, Self
 from tokenizers import AddedToken, Tokenizer
 from transformers import BatchEncoding
 
-from .added_tokens import refuse_two_ids, verbatim
+from .added_tokens import refuse_two_ids, verbatim, warn_of_unread
 from .corpus_reading import FileNames, checked_texts, read_lines
 from .language_tagging import LOCK, LanguageTagging
 from .tokenizer_training import SPECIAL_TOKENS, language_tag, train_tokenizer
@@ -219,6 +219,7 @@ class DragomanTokenizer(LanguageTagging):
         """Adds to both vocabularies. Raises ValueError for a special token that would get two different ids."""
         tokens = [verbatim(token, special_tokens) for token in new_tokens]
         refuse_two_ids(tokens, self._backends)
+        warn_of_unread(tokens, self)
         added = [backend.add_tokens(tokens) for backend in self._backends]
         return added[0]
 
