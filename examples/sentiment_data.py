@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,18 @@ def read_rows(train_file: Path | None, validation_file: Path | None) -> tuple[Ro
     names = {label for _, label in rows}
     if len(names) < 2:
         raise ValueError(f"{train_file} has one label, {rows[0][1]!r}: there is nothing to tell apart")
-    if unknown := sorted({label for _, label in held_out} - names):
-        raise ValueError(f"{validation_file} has labels that {train_file} lacks: {unknown}")
+    check_labels(rows, held_out, train_file, validation_file)
     return rows, held_out
+
+
+def check_labels(rows: Rows, held_out: Rows, train_file: Path, validation_file: Path) -> None:
+    counts, measured = (Counter(label for _, label in part) for part in (rows, held_out))
+    first = rows[0][1]
+    if len(counts) > 2 and first == held_out[0][1] and counts[first] == measured[first] == 1:
+        raise ValueError(f"{first!r} is a label of the first line of both files alone: is it a header? Call it label")
+    if unknown := sorted(set(measured) - set(counts)):
+        more = f" and {len(unknown) - 3:,} more; is the label the first of a line?" if len(unknown) > 3 else ""
+        raise ValueError(f"{validation_file} has labels that {train_file} lacks: {unknown[:3]}{more}")
 
 
 class LabelledTexts(Dataset[dict[str, Any]]):

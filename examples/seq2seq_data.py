@@ -149,7 +149,8 @@ def _table_rows(path: str, records: Iterator[tuple[int, list[str]]], columns: Co
     needed = max(source, target) + 1
     for number, record in records:
         if len(record) < needed:
-            raise DataError(f"{path}:{number}: {len(record)} column(s) where at least {needed} are needed.")
+            hint = "" if columns else ": source, tab, target; plain text needs a target file"
+            raise DataError(f"{path}:{number}: {len(record)} column(s) where at least {needed} are needed{hint}.")
         yield f"{path}:{number}", record[source], record[target]
 
 

@@ -36,7 +36,6 @@ from transformers import (
     Seq2SeqTrainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from dragoman import (
     DragomanConfig,
@@ -46,9 +45,9 @@ from dragoman import (
     DragomanTrainingArguments,
     ExponentialMovingAverageCallback,
 )
+from seq2seq_checkpoints import check_fits, check_same_ids, choose_checkpoint, load_teachers
 from seq2seq_data import encode_for_evaluation, encode_for_training, read
 from seq2seq_scores import EvaluateInOrder, Scorer, check_bleu_tokenizer
-from seq2seq_teachers import load_teachers
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -107,26 +106,6 @@ class DataArguments:
     bleu_tokenize: str = field(default="13a", metadata={"help": "sacrebleu's: 13a, char, zh, ja-mecab, none, ..."})
 
 
-def choose_checkpoint(args: DragomanTrainingArguments) -> str | None:
-    """To go on from. Raises ValueError if there is none; or one though none is wanted: it would outlive new ones."""
-    wanted, folder = args.resume_from_checkpoint, args.output_dir
-    if not args.do_train and wanted in ("true", "True") and Path(folder, "config.json").is_file():
-        return folder  # what training ended with: an average, or the best one
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if wanted in ("true", "True") and found is None:
-        raise ValueError(f"--resume_from_checkpoint true: {folder} has no checkpoint-* to go on from.")
-    if args.do_train and wanted is None and found is not None:
-        raise ValueError(f"{found} is of a run before: name a new --output_dir, or --resume_from_checkpoint true.")
-    if wanted not in ("true", "True"):
-        return wanted
-    # The state is written last, and a run may have been killed before.
-    states = Path(folder).glob("checkpoint-*/trainer_state.json")
-    whole = {int(steps): path.parent for path in states if (steps := path.parent.name.rpartition("-")[2]).isdigit()}
-    if not whole:
-        raise ValueError(f"{found} was cut off while it was written, and there is none before it: begin anew.")
-    return str(whole[max(whole)])
-
-
 def parse_overrides(text: str) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
@@ -167,6 +146,7 @@ def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tup
         config, unknown = AutoConfig.from_pretrained(start, return_unused_kwargs=True, **overrides)
         if unknown:
             raise ValueError(f"--config_overrides: the checkpoint's configuration has no {', '.join(unknown)}.")
+        check_same_ids(tokenizer, start)
         return AutoModelForSeq2SeqLM.from_pretrained(start, config=config), tokenizer
     config = DragomanConfig.from_tokenizer(tokenizer, args.preset, **overrides)
     return DragomanForConditionalGeneration(config), tokenizer
@@ -201,12 +181,14 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         model, tokenizer = build(model_args, model_args.model_name_or_path or args.resume_from_checkpoint, train)
         teachers = load_teachers(model_args.teachers or [], tokenizer)
         lengths = data.max_source_length, data.max_target_length
+        check_fits(model, tokenizer, *lengths)
         train = train and encode_for_training(train, tokenizer, *lengths)
         validation = validation and encode_for_evaluation(validation, tokenizer, *lengths, "validation")
         test = test and encode_for_evaluation(test, tokenizer, *lengths, "test")
     except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"train_seq2seq: {error}") from error
-    logger.info(f"{model.num_parameters():,} parameters; {len(train or ())} training pairs")
+    first = f", the first {train[0]['source']!r:.40} → {train[0]['target']!r:.40}" if train else ""
+    logger.info(f"{model.num_parameters():,} parameters; {len(train or ())} training pairs{first}")
 
     num_beams = data.num_beams or model.generation_config.num_beams or 1
     beams_alone = {"early_stopping": False, "length_penalty": 1.0} if num_beams == 1 else {}  # else refused in saving

@@ -164,6 +164,22 @@ def test_where_one_token_stands_for_all_no_word_is_named(pooling: str, capsys: p
     assert "python -m dragoman explain runs/sentiment TEXT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("learnt", "measured", "message"),
+    [
+        ("0\ta\n1\tb\n", "0\ta\n2\tb\n", r"has labels that .*a lacks: \['2'\]$"),
+        ("a\t0\nb\t1\n", "c\t0\nd\t1\ne\t0\nf\t1\n", r"lacks: \['c', 'd', 'e'\] and 1 more; is the label the first"),
+        ("mood\ttext\n0\ta\n1\tb\n", "mood\ttext\n0\tc\n", "'mood' is a label of the first line of both files alone"),
+    ],
+)
+def test_labels_that_make_no_task(learnt: str, measured: str, message: str, tmp_path: Path) -> None:
+    files = tmp_path / "a", tmp_path / "b"
+    for file, content in zip(files, (learnt, measured), strict=True):
+        file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        sentiment_data.read_rows(*files)
+
+
 def test_half_of_the_files_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--train_file and --validation_file, or neither"):
         sentiment.main(["--train_file", str(tmp_path / "x")])

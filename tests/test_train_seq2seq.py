@@ -161,7 +161,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "header alone": ("x.csv", b"source,target\n", r"x\.csv: no pairs in it"),
     "not utf-8": ("x.tsv", b"a\tb\n\xff\xfe\tb\n", r"x\.tsv:2: not UTF-8"),
     "empty side": ("x.tsv", b"a\tb\na\t \n\tb\n", r"x\.tsv:2: source or target is empty \(rows like this: 2\)"),
-    "one column": ("x.tsv", b"a\tb\nab\n", r"x\.tsv:2: 1 column\(s\) where at least 2 are needed"),
+    "one column": (
+        "x.tsv",
+        b"a\tb\nab\n",
+        r"x\.tsv:2: 1 column\(s\) where at least 2 are needed: source, tab, target; plain",
+    ),
     "missing column": ("x.csv", b"source,ziel\na,b\n", r"x\.csv:1: no column 'target'; the columns are source, ziel"),
     "open quote": ("x.csv", b'source,target\n"a,b\n', r"x\.csv:2: not CSV"),
     "missing key": ("x.jsonl", b'{"source": "a"}\n', r"x\.jsonl:1: no column 'target'; the columns are source"),
@@ -260,6 +264,14 @@ def test_a_broken_file_in_a_folder(script: ModuleType, tmp_path: Path) -> None:
         (
             ["--do_train", "{train}", "--max_target_length", "1"],
             "All 64 training pairs are longer than 256 source or 1",
+        ),
+        (
+            ["--do_train", "{train}", "--config_overrides", "position_encoding=learned,max_position_embeddings=200"],
+            "--max_source_length 256: the model has 200 positions; pass --max_source_length 200",
+        ),
+        (
+            ["--do_train", "{train}", "--preset", "transformer_base", "--max_target_length", "2000"],
+            "--max_target_length 2000: the model has 1024 positions",
         ),
         (["--do_train", "{train}", "--vocab_size", "2"], "vocab_size=2 is too small"),
         (["--do_train", "{train}", "--tokens_per_batch", "0"], "train_seq2seq: tokens_per_batch=0"),
@@ -423,6 +435,35 @@ def test_any_tokenizer_with_pad_and_end_will_do(script: ModuleType, tmp_path: Pa
     assert trainer.model.config.decoder_start_token_id == vocabulary["<pad>"]
     assert all(labels[-1] == vocabulary["</s>"] for labels in trainer.train_dataset["labels"])
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == vocabulary
+
+
+def test_a_tokenizer_that_is_not_the_model_s(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    trained, other, extended = (str(tmp_path / name) for name in ("trained", "other", "extended"))
+    script.main([*TINY, *files, "--do_train", "--max_steps", "1", "--output_dir", trained])
+    run = [*TINY, *files, "--do_eval", "--model_name_or_path", trained, "--output_dir", str(tmp_path / "out")]
+    dragoman.DragomanTokenizer.train(
+        ["fed"], ["FED"], algorithm="char", vocab_size=99, byte_fallback=False
+    ).save_pretrained(other)
+    with pytest.raises(SystemExit, match=r"--tokenizer_name_or_path: '.' is token \d+ there, and \d+ of the model in"):
+        script.main([*run, "--tokenizer_name_or_path", other])
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(extended)
+    with pytest.raises(SystemExit, match=f"The tokenizer's '<new>' is source token {size}, and the model has {size}"):
+        script.main([*run, "--tokenizer_name_or_path", extended])
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
+    model.resize_token_embeddings(size + 1)
+    model.save_pretrained(trained)
+    script.main([*run, "--tokenizer_name_or_path", extended])
+
+
+def test_an_int8_model_is_refused(script: ModuleType, tmp_path: Path, files: list[str]) -> None:
+    folder = str(tmp_path / "int8")
+    trainer = script.main([*TINY, *files, "--do_train", "--max_steps", "1", "--output_dir", folder])
+    dragoman.quantize(trainer.model).save_pretrained(folder)
+    with pytest.raises(SystemExit, match="A Trainer takes no int8 model, not even to evaluate"):
+        script.main([*TINY, *files, "--do_eval", "--model_name_or_path", folder, "--output_dir", str(tmp_path / "out")])
 
 
 def test_an_end_is_put_where_there_is_none(data: ModuleType) -> None:

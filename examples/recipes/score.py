@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Logit
 
 import dragoman  # registers models and the pipeline
 from dragoman.pipelines import Text2TextPipeline
-from seq2seq_teachers import vocabularies
+from seq2seq_checkpoints import vocabularies
 
 Scores = dict[str, Any]
 
