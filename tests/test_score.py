@@ -191,7 +191,10 @@ def test_what_is_not_scored_together(script: ModuleType, tmp_path: Path, capsys:
         words.save_pretrained(tmp_path / name)
     test, others = tmp_path / "test", [tmp_path / "abcdefgx"]
     test.write_text("abc\tx\n")
-    for task, message in (("g2p", "have different vocabularies"), ("classification", "--with is for tasks whose")):
+    for task, message in (
+        ("g2p", "have different vocabularies"),
+        ("classification", "--with and --backwards are for tasks whose"),
+    ):
         with pytest.raises(typer.Exit):
             script.main(tmp_path / "abcdefgh", script.Task(task), test, others=others)
         assert message in capsys.readouterr().err
@@ -274,7 +277,7 @@ def test_the_commands_of_the_recipes_parse(script: ModuleType) -> None:
     """Each command of the README and of the script itself gets as far as looking for the checkpoint."""
     readme = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
     commands = re.findall(r"python examples/recipes/score\.py (.*)", f"{readme}\n{script.__doc__}")
-    assert len(commands) == 10
+    assert len(commands) == 12
     app = typer.Typer()
     app.command()(script.main)
     for command in commands:

@@ -6,7 +6,8 @@
 Of what others make of new words, a model sees little on the words that they have learnt themselves; invented ones are
 new to them, and nobody has to answer them (He et al. 2021, arXiv:2106.06168). They are drawn from n-grams of the
 letters of the first column. The output has the lines of `train.tsv`, then the invented words with what the models
-write, greedily, by the mean of their probabilities. Needs dragoman[examples].
+write, by the mean of their probabilities; with `--backwards`, what they and models that learnt targets turned round
+(turn_round.py) find likely together. Needs dragoman[examples].
 """
 
 import math
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from score import generate
 from scored_files import fail, read_pairs
+from writing import generate, generate_from_both_ends
 
 ORDER = 5  # letters that the next one depends on
 PATIENCE = 10_000
@@ -80,6 +81,10 @@ def main(
     output: Annotated[Path, typer.Argument()],
     models: Annotated[list[Path], typer.Option("--model", help="A checkpoint that answers. Repeat it for more.")],
     but_not: Annotated[Path | None, typer.Option(help="A file in whose first column are words to be left out.")] = None,
+    backwards: Annotated[
+        list[Path] | None, typer.Option(help="A checkpoint that writes from the end. Repeat it for more.")
+    ] = None,
+    num_beams: Annotated[int, typer.Option(min=1)] = 1,
     seed: int = 0,
     max_new_tokens: int = 64,
     batch_size: int = 1024,
@@ -90,11 +95,16 @@ def main(
     words = list(islice(invent(list(dict.fromkeys(word for word, _ in pairs)), left_out, seed), count))
     if len(words) < count:
         fail(f"{train_file}: there are {len(words):,} new words to be had from its letters, not {count:,}.")
-    options = {"num_beams": 1, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    options |= {"num_return_sequences": 1, "length_penalty": 1.0}
     try:
-        answers = [row[0][0] for row in generate(models[0], models[1:], words, options)]
+        if backwards:
+            rows = generate_from_both_ends(models, backwards, words, options)
+        else:
+            rows = generate(models[0], models[1:], words, options)
     except (ValueError, OSError) as error:
         fail(str(error))
+    answers = [row[0][0] for row in rows]
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8", newline="\n") as file:
         for word, answer in [*pairs, *zip(words, answers, strict=True)]:

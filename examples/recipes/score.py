@@ -4,6 +4,7 @@
     python examples/recipes/score.py runs/multi30k bleu test.en --references test.de --tokenized --lowercase
     python examples/recipes/score.py runs/ar2en transliteration eval.txt --num-beams 4
     python examples/recipes/score.py runs/g2p g2p valid.tsv --with runs/g2p-2 --with runs/g2p-3
+    python examples/recipes/score.py runs/g2p g2p valid.tsv --backwards runs/g2p-turned
     python examples/recipes/score.py runs/sst2 classification dev.txt
 
 Tasks and their files, each compressed or not:
@@ -15,7 +16,8 @@ Tasks and their files, each compressed or not:
 - `classification`: `label text` or `label<TAB>text` a line; a first line `label<TAB>...` is a header. Accuracy.
 
 Beside the scores there are `score.json` (with the SHA-256 of weights and data) and `nbest.tsv` (`row<TAB>rank<TAB>
-score<TAB>text<TAB>source`) in `--output-dir`. `--with` scores what several write together. Needs dragoman[examples].
+score<TAB>text<TAB>source`) in `--output-dir`. `--with` scores what several write together; `--backwards` what they and
+models that learnt targets turned round (turn_round.py) find likely together. Needs dragoman[examples].
 """
 
 import hashlib
@@ -30,11 +32,10 @@ import typer
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import BLEU
 from scored_files import Task, fail, read_test
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessorList, pipeline
+from transformers import AutoConfig, pipeline
+from writing import generate, generate_from_both_ends
 
 import dragoman  # registers models and the pipeline
-from dragoman.pipelines import Text2TextPipeline
-from seq2seq_checkpoints import vocabularies
 
 Scores = dict[str, Any]
 
@@ -74,35 +75,6 @@ def join(text: str) -> str:
     return text.replace("@@ ", "").removesuffix("@@")
 
 
-class EnsemblePipeline(Text2TextPipeline):
-    """The model and others write together."""
-
-    others: Sequence[Any] = ()
-
-    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> list[dict[str, Any]]:  # type: ignore[override]
-        ids, mask = model_inputs["input_ids"], model_inputs["attention_mask"]
-        together = dragoman.EnsembleLogitsProcessor([self.model, *self.others], ids, mask)
-        return super()._forward(model_inputs, logits_processor=LogitsProcessorList([together]), **options)
-
-
-def generate(
-    checkpoint: Path, others: list[Path], sources: list[str], options: dict[str, Any]
-) -> list[list[tuple[str, float]]]:
-    """The n best of each source, with their scores."""
-    kind = EnsemblePipeline if others else Text2TextPipeline
-    pipe: Any = pipeline(
-        "dragoman-text2text", model=str(checkpoint), pipeline_class=kind, return_scores=True, **options
-    )
-    pipe.model.generation_config.max_length = None  # max_new_tokens says it; every batch would be warned of the two
-    for other in others:
-        if vocabularies(AutoTokenizer.from_pretrained(other)) != vocabularies(pipe.tokenizer):
-            fail(f"{checkpoint} and {other} have different vocabularies: they cannot write together.")
-    pipe.others = [AutoModelForSeq2SeqLM.from_pretrained(other).to(pipe.device) for other in others]
-    found = pipe(sources)
-    rows = [records if isinstance(records, list) else [records] for records in found]
-    return [[(record["generated_text"], record["score"]) for record in records] for records in rows]
-
-
 def classify(checkpoint: Path, sources: list[str], batch_size: int) -> list[list[tuple[str, float]]]:
     saved = AutoConfig.from_pretrained(checkpoint).architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in saved):
@@ -133,6 +105,9 @@ def main(
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="A checkpoint that writes along. Repeat it for more.")
     ] = None,
+    backwards: Annotated[
+        list[Path] | None, typer.Option(help="A checkpoint that writes from the end. Repeat it for more.")
+    ] = None,
     num_beams: Annotated[int, typer.Option(min=1)] = 5,
     nbest: Annotated[int, typer.Option(min=1, help="How many to write down, at most num-beams.")] = 5,
     length_penalty: float = 1.0,
@@ -144,20 +119,24 @@ def main(
     output_dir: Annotated[Path | None, typer.Option(help="Default: the checkpoint's folder, by task and file.")] = None,
 ) -> None:
     """Score a checkpoint on a test file, and write down all that it answered."""
-    others = others or []
-    for folder in (checkpoint, *others):
+    others, backwards = others or [], backwards or []
+    for folder in (checkpoint, *others, *backwards):
         if not (folder / "config.json").is_file():
             fail(f"{folder}: {'there is no model (config.json) in it' if folder.is_dir() else 'no such folder'}.")
         if not any(folder.glob("*.safetensors")):
             fail(f"{folder}: there are no weights (*.safetensors) in it.")
-    if others and task == Task.CLASSIFICATION:
-        fail("--with is for tasks whose answers are written; classification is of one checkpoint.")
+    if (others or backwards) and task == Task.CLASSIFICATION:
+        fail("--with and --backwards are for tasks whose answers are written; classification is of one checkpoint.")
+    if backwards and truncate:
+        fail("--truncate does not go with --backwards: each would judge another part of the source.")
     test = read_test(task, testfile, references)
     options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": min(nbest, num_beams)}
     options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "length_penalty": length_penalty}
     try:
         if task == Task.CLASSIFICATION:
             options, rows = {"batch_size": batch_size}, classify(checkpoint, test.sources, batch_size)
+        elif backwards:
+            rows = generate_from_both_ends([checkpoint, *others], backwards, test.sources, options)
         else:
             rows = generate(checkpoint, others, test.sources, options | {"truncation": truncate})
     except (ValueError, OSError) as error:
@@ -168,18 +147,20 @@ def main(
         if foreign := sorted(given - known):
             fail(f"{testfile}: the model has no label {', '.join(foreign)}; it has {', '.join(sorted(known))}.")
     data = [testfile] if references is None else [testfile, references]
-    sums = [sha256(sorted(folder.glob("*.safetensors"))) for folder in (checkpoint, *others)]
+    sums = {folder: sha256(sorted(folder.glob("*.safetensors"))) for folder in (checkpoint, *others, *backwards)}
     result = scores | {
         "task": str(task),
         "rows": len(rows),
         "options": options,
-        "weights_sha256": sums[0],
+        "weights_sha256": sums[checkpoint],
         "data_sha256": sha256(data),
         "versions": {m.__name__: m.__version__ for m in (dragoman, transformers, torch)},
     }
-    if others:
-        result["with"] = [{"checkpoint": str(p), "weights_sha256": s} for p, s in zip(others, sums[1:], strict=True)]
-    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{'-ensemble' if others else ''}"
+    for name, folders in {"with": others, "backwards": backwards}.items():
+        if folders:
+            result[name] = [{"checkpoint": str(folder), "weights_sha256": sums[folder]} for folder in folders]
+    together = "-ensemble" if others or backwards else ""
+    output_dir = output_dir or checkpoint / f"{task}-{testfile.name}{together}"
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "score.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     with (output_dir / "nbest.tsv").open("w", encoding="utf-8", newline="\n") as file:
