@@ -8,7 +8,7 @@ import torch
 from dragoman.modeling import generation_dragoman
 from dragoman.modeling.generation_dragoman import DragomanGenerationMixin
 from torch import Tensor
-from transformers import GenerationConfig, pipeline
+from transformers import GenerationConfig, StoppingCriteria, pipeline
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 
 from dragoman import DragomanForConditionalGeneration, DragomanTokenizer
@@ -73,8 +73,14 @@ def test_rows_are_padded_behind_their_end(mode: dict[str, Any], prefix: list[lis
     assert len(set(lengths)) > 1
     assert not any(any(row[length + 1 :]) for row, length in zip(rows, lengths, strict=True))
     assert all(row[:begins] == (prefix or [[1]])[0] for row in rows)
-    short = generate(model, inputs, **options, eos_token_id=None, max_time=0.0)
-    assert short.min() >= 0
+
+    class StopAt(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Any:
+            return input_ids[:, -1] == end
+
+    stopped = generate(model, inputs, **options, eos_token_id=None, stopping_criteria=[StopAt()])
+    assert stopped.min() >= 0
+    assert not mode or (stopped[:, begins:] == 0).any()  # in greedy search a stopped row goes on
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
