@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Any]:
     sides = {"algorithm": "char", "target_algorithm": "word", "share_vocabulary": False, "byte_fallback": False}
     words = dragoman.DragomanTokenizer.train(["abcdefgh"], ["P Q R S T U V W X Y Z"] * 2, vocab_size=40, **sides)
     found = {}
-    for seed in (7, 5, 6):
+    for seed in (5, 6, 7):
         sizes = tiny(tie_word_embeddings=False, share_embeddings=False)
         model = build(dragoman.DragomanConfig.from_tokenizer(words, preset=sizes), seed)
         model.lm_head.weight.data *= 3
