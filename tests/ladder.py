@@ -127,11 +127,12 @@ def _compare_gradients(family: Any, theirs: Any, ours: Any, inputs: dict[str, Te
         _assert_near(f"gradient of {name}", parameter.grad, parameters[names[name]].grad.reshape(parameter.shape))
 
 
-def pad_after_end(ids: Tensor, end: int, pad: int) -> Tensor:
+def pad_after_end(ids: Tensor, end: int | list[int], pad: int) -> Tensor:
     """transformers fills up its beams with the end token where padding is 0."""
     rows = ids.tolist()
     for row in rows:
-        after = row.index(end, 1) + 1 if end in row[1:] else len(row)
+        ends = end if isinstance(end, list) else [end]
+        after = next((at + 1 for at in range(1, len(row)) if row[at] in ends), len(row))
         row[after:] = [pad] * (len(row) - after)
     return torch.tensor(rows)
 

@@ -11,7 +11,7 @@ from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel, LogitsPro
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from dragoman import EnsembleLogitsProcessor
-from ladder import randomise
+from ladder import pad_after_end, randomise
 from support import build
 from test_fast_decoding import Runs, prepare, runs  # noqa: F401, a fixture
 from test_pipelines import family
@@ -143,7 +143,8 @@ def test_every_mode_as_of_one_model(names: tuple[str, ...], mode: dict[str, Any]
         for ours, theirs in zip(found.scores, expected.scores, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         found, expected = found.sequences, expected.sequences
-    assert found.tolist() == expected.tolist()
+    end, pad = models[0].generation_config.eos_token_id, models[0].config.pad_token_id
+    assert pad_after_end(found, end, pad).tolist() == pad_after_end(expected, end, pad).tolist()
 
 
 @modes
