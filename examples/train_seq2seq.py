@@ -146,7 +146,8 @@ def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tup
         config, unknown = AutoConfig.from_pretrained(start, return_unused_kwargs=True, **overrides)
         if unknown:
             raise ValueError(f"--config_overrides: the checkpoint's configuration has no {', '.join(unknown)}.")
-        check_same_ids(tokenizer, start)
+        if args.tokenizer_name_or_path:
+            check_same_ids(tokenizer, start)
         return AutoModelForSeq2SeqLM.from_pretrained(start, config=config), tokenizer
     config = DragomanConfig.from_tokenizer(tokenizer, args.preset, **overrides)
     return DragomanForConditionalGeneration(config), tokenizer
