@@ -72,6 +72,14 @@ class MuonAdamW(Optimizer):
             raise ValueError("MuonAdamW divides the weights of a model itself: let them train, and make it anew.")
         super().add_param_group(param_group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if any("muon" not in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "The state of the optimizer that is to be loaded is not MuonAdamW's: resume with the one that the "
+                "checkpoint was trained with (muon=False), or begin a new training from its weights."
+            )
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         loss = None

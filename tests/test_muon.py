@@ -233,6 +233,12 @@ def test_the_trainer_takes_it_and_goes_on_with_it_exactly(tmp_path: Path) -> Non
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, save_steps=8).train()
+    with pytest.raises(ValueError, match=r"is not MuonAdamW's: resume with the one .* \(muon=False\)"):
+        trainer(tmp_path, muon=True, num_train_epochs=3).train(resume_from_checkpoint=True)
+
+
 def test_a_stock_trainer_takes_it_by_hand(tmp_path: Path) -> None:
     ours, stock = trainer(tmp_path / "ours", muon=True), trainer(tmp_path / "stock", Seq2SeqTrainer)
     stock.optimizer = MuonAdamW(stock.model, LR, DECAY, betas=(0.9, 0.9), eps=1e-6)

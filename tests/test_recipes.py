@@ -221,6 +221,7 @@ def test_only_a_resumed_run_keeps_checkpoints(
         ([], True, ["--dataloader_num_workers", "1", "--tf32", "true"], "a card, "),
         ([], False, ["--dataloader_num_workers", "1"], "a card, "),
         (["--use_cpu", "true"], True, [], "no GPU"),
+        (["--use_cpu=true"], True, [], "no GPU"),
     ],
 )
 def test_a_gpu_is_used_as_far_as_it_goes(

@@ -151,7 +151,8 @@ def write_log(state: Path, file: Path) -> None:
 
 
 def on_gpu(arguments: list[Any]) -> bool:
-    return torch.cuda.is_available() and "--use_cpu" not in arguments
+    told = any(str(argument).partition("=")[0] == "--use_cpu" for argument in arguments)
+    return torch.cuda.is_available() and not told
 
 
 def hardware(arguments: list[Any]) -> str:
