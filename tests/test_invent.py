@@ -1,5 +1,6 @@
 """examples/recipes/invent.py: which words are drawn, how often, and what is written down with them."""
 
+import gzip
 import random
 import re
 import sys
@@ -65,6 +66,23 @@ def test_words_are_new_and_of_usual_lengths(script: ModuleType) -> None:
     assert made != list(islice(script.invent(words, left_out, seed=1), 100))
 
 
+def test_words_are_looked_up_in_lists(script: ModuleType, tmp_path: Path) -> None:
+    """New ones, of known letters and usual lengths, whatever else stands in their lines; written as the known are."""
+    names, words = tmp_path / "names", tmp_path / "words.gz"
+    names.write_text("BABB 0.1 2\nABBA 0.2 3\n\nCAB\nBOB\nAB\nBABBB\nACAB\n")
+    words.write_bytes(gzip.compress(b"babb\nbaa\naca\n"))
+    found = script.look_up([names, words], [word.upper() for word in WORDS], {"ACA"}, seed=0)
+    assert sorted(found) == ["ACAB", "BAA", "BABB"]
+    assert sorted(script.look_up([names, words], WORDS, set(), seed=0)) == ["aca", "baa", "babb"]
+    assert script.look_up([words], [*WORDS, "A"], set(), seed=0) == script.look_up([words], WORDS, set(), seed=0)
+    many = tmp_path / "many"
+    many.write_text("\n".join(map("".join, product("abc", repeat=4))))
+    drawn = [script.look_up([many], WORDS, set(), seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert sorted(drawn[0]) == sorted(drawn[2]) != drawn[0]
+    assert len(drawn[0]) == 3**4 - 3  # abab, abba, baba
+
+
 def test_what_several_models_write_together_is_written_down(script: ModuleType, tmp_path: Path) -> None:
     tokenizer = dragoman.DragomanTokenizer.train(["abcdefgh"], algorithm="char", byte_fallback=False, vocab_size=40)
     models = []
@@ -98,6 +116,12 @@ def test_what_several_models_write_together_is_written_down(script: ModuleType, 
     assert rows == [[word, answer] for word, answer in zip(words, answers, strict=True) if answer]
     alone = models[0].generate(**inputs, num_beams=1, do_sample=False, max_new_tokens=6)
     assert not torch.equal(alone, ids)
+    (tmp_path / "list").write_text("abb\nbbb\ncc\nacc\nabab\n")
+    given = {"models": [tmp_path / "2"], "but_not": tmp_path / "valid.tsv", "max_new_tokens": 6}
+    script.main(tmp_path / "train.tsv", 2, output, lists=[tmp_path / "list"], **given)
+    added = [line.partition("\t")[0] for line in output.read_text().removeprefix(known).splitlines()]
+    assert added == script.look_up([tmp_path / "list"], WORDS, {"abb"}, seed=0)
+    assert len(added) == 2
 
 
 def test_the_commands_get_as_far_as_their_file(
@@ -106,7 +130,7 @@ def test_the_commands_get_as_far_as_their_file(
     page = (ROOT / "examples" / "recipes" / "README.md").read_text("utf-8")
     text = f"{page}\n{script.__doc__}".replace("\\\n", "")
     commands = re.findall(r"python examples/recipes/invent\.py (.*)", text)
-    assert len(commands) == 3
+    assert len(commands) == 4
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()
     app.command()(script.main)
@@ -134,4 +158,10 @@ def test_what_is_refused(
     with pytest.raises(typer.Exit):
         script.main(tmp_path / "train.tsv", 10_000, tmp_path / "out.tsv", models=[tmp_path / "abcdefgh"])
     assert "new words to be had from its letters, not 10,000" in capsys.readouterr().err
+    (tmp_path / "list").write_text("bac\nzoo\n")
+    with pytest.raises(typer.Exit):
+        script.main(
+            tmp_path / "train.tsv", 2, tmp_path / "out.tsv", models=[tmp_path / "abcdefgh"], lists=[tmp_path / "list"]
+        )
+    assert re.search(r"there are 1 new words in \S+list, not 2\.", capsys.readouterr().err)
     assert not (tmp_path / "out.tsv").exists()

@@ -94,6 +94,10 @@ def test_a_recipe_goes_on_from_another(tmp_path: Path) -> None:
     log = (tmp_path / "out" / "seed-1.log").read_text("utf-8")
     assert f"--model_name_or_path {before}/seed-1 --teachers {before}/seed-0 {before}/seed-1 {before}/seed-2 " in log
     assert f"{len((before / 'with-invented.tsv').read_text().splitlines())} training pairs, the first " in log
+    shutil.copy(before / "with-invented.tsv", before / "with-words.tsv")
+    run("cmudict-words", tmp_path, [2], steps, "--before", before)
+    log = (tmp_path / "out" / "seed-2.log").read_text("utf-8")
+    assert f"--train_file {before}/with-words.tsv --model_name_or_path {before}/seed-2 --config_overrides " in log
 
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     recipes = tmp_path / "examples" / "recipes"
