@@ -69,10 +69,10 @@ def test_words_are_new_and_of_usual_lengths(script: ModuleType) -> None:
 def test_words_are_looked_up_in_lists(script: ModuleType, tmp_path: Path) -> None:
     """New ones, of known letters and usual lengths, whatever else stands in their lines; written as the known are."""
     names, words = tmp_path / "names", tmp_path / "words.gz"
-    names.write_text("BABB 0.1 2\nABBA 0.2 3\n\nCAB\nBOB\nAB\nBABBB\nACAB\n")
+    names.write_text("CAAB 0.1 2\nBABB\nABBA 0.2 3\n\nCAB\nBOB\nAB\nBABBB\nACAB\n")
     words.write_bytes(gzip.compress(b"babb\nbaa\naca\n"))
     found = script.look_up([names, words], [word.upper() for word in WORDS], {"ACA"}, seed=0)
-    assert sorted(found) == ["ACAB", "BAA", "BABB"]
+    assert sorted(found) == ["ACAB", "BAA", "BABB", "CAAB"]
     assert sorted(script.look_up([names, words], WORDS, set(), seed=0)) == ["aca", "baa", "babb"]
     assert script.look_up([words], [*WORDS, "A"], set(), seed=0) == script.look_up([words], WORDS, set(), seed=0)
     many = tmp_path / "many"
