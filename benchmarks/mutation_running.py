@@ -63,7 +63,7 @@ FIRST = {
     "modeling/classification_loss.py": "classification",
     "modeling/modeling_sequence_classification.py": "classification",
     "modeling/pooling.py": "classification",
-    "modeling/modeling_dragoman.py": "model saving trainer",
+    "modeling/modeling_dragoman.py": "model generation saving trainer",
     "modeling/packed_attention.py": "packing",
     "modeling/packing.py": "packing compilation",
     "modeling/encoder_outputs.py": "contract",
