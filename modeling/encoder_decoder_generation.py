@@ -17,10 +17,16 @@ TOKENIZERS = ("tokenizer", "assistant_tokenizer")  # arguments of generate() tha
 
 
 def of_what_is_written(tokenizer: Any) -> Any:
-    """The tokenizer, or where source and target have a vocabulary each, a copy whose own one is the target's."""
-    if getattr(tokenizer, "separate_vocabularies", False):
+    """The tokenizer; of ours a copy that has the target's vocabulary alone.
+
+    transformers learns what text a token makes by decoding it behind "abcdef", which the copy knows as one token: a
+    vocabulary of words, of sounds or of other letters has none for it.
+    """
+    if hasattr(tokenizer, "separate_vocabularies"):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer._switch_to_target_mode()  # a hook of every tokenizer of transformers
+        tokenizer._idle_tokenizer = None  # to which every call would switch back
+        tokenizer.add_tokens("abcdef")
     return tokenizer
 
 
@@ -88,6 +94,17 @@ class EncoderDecoderGenerationMixin(GenerationMixin):
             raise NotImplementedError(
                 f"guidance_scale={asked['guidance_scale']} would have the prompt of a decoder read again without its "
                 "beginning, and an encoder-decoder's stands in the source: leave it out."
+            )
+        if kwargs.get("assistant_tokenizer") is not None:
+            raise NotImplementedError(
+                "transformers gives an encoder-decoder that assists the source in this model's tokens: take an "
+                "assistant_model with the same tokenizer, and leave assistant_tokenizer out."
+            )
+        neutral = {"encoder_repetition_penalty": (None, 1), "encoder_no_repeat_ngram_size": (None, 0)}
+        copies = [name for name, values in neutral.items() if asked.get(name) not in values]
+        if copies and getattr(self, "_has_two_vocabularies", False):
+            raise ValueError(
+                f"{copies[0]} would take source tokens for those of the target's vocabulary: leave it out."
             )
         if (states := kwargs.get("encoder_outputs")) is not None:
             kwargs["encoder_outputs"] = copy.copy(as_encoder_output(self.encoder_output_class, states))

@@ -362,10 +362,25 @@ class TestClearErrors:
             model.generate(source, token_healing=True)
         with pytest.raises(NotImplementedError, match=r"guidance_scale=1\.5 would have the prompt of a decoder read"):
             model.generate(source, guidance_scale=1.5)
+        with pytest.raises(NotImplementedError, match="take an assistant_model with the same tokenizer"):
+            model.generate(source, assistant_model=model, assistant_tokenizer=object())
         with pytest.raises(NotImplementedError, match="no continuous batching"):
             model.generate_batch([[4, 5]])
         with pytest.raises(NotImplementedError, match="no continuous batching"):
             model.init_continuous_batching()
+
+    @every_kind
+    def test_source_tokens_are_not_taken_for_those_of_another_vocabulary(self, kind: str) -> None:
+        source = torch.tensor([[4, 5]])
+        two = build(configured(kind, source_vocab_size=50, share_embeddings=False))
+        for name, value, neutral in (
+            ("encoder_repetition_penalty", 1.5, 1.0),
+            ("encoder_no_repeat_ngram_size", 2, 0),
+        ):
+            with pytest.raises(ValueError, match=f"{name} would take source tokens for those of the target's"):
+                two.generate(source, **{name: value})
+            two.generate(source, **{name: neutral}, max_new_tokens=2)
+            build(configured(kind)).generate(source, **{name: value}, max_new_tokens=2)
 
     @every_recurrent_kind
     def test_what_only_a_transformer_can_do(self, kind: str) -> None:

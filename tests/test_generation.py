@@ -301,6 +301,28 @@ def test_stop_strings(kind: str, shared: bool, mode: dict[str, Any], monkeypatch
     assert covered == [True] * 6 or kind == "recurrent"
 
 
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("algorithm", ["char", "word"])
+def test_stop_strings_of_words(algorithm: str, mode: dict[str, Any]) -> None:
+    """In a vocabulary that has no word for the text by which transformers probes it."""
+    targets = ["AH0 B IY1 K L OW2 M N"]
+    sides: dict[str, Any] = {"target_algorithm": "word", "share_vocabulary": False} if algorithm == "char" else {}
+    tokenizer = DragomanTokenizer.train(
+        ["xyz" if sides else targets[0]], targets * 2, vocab_size=40, algorithm=algorithm, byte_fallback=False, **sides
+    )
+    sizes = {"vocab_size": tokenizer.target_vocab_size, "source_vocab_size": tokenizer.source_vocab_size}
+    model = build(tiny(**sizes, share_embeddings=False, tie_word_embeddings=False), 3)
+    source = tokenizer(["zyx" if sides else "B K"], return_tensors="pt")
+    chosen = {"max_new_tokens": 6, "no_repeat_ngram_size": 1, "suppress_tokens": [0, 1, 2, 3], **mode}
+    words = tokenizer.decode(model.generate(**source, **chosen)[0], skip_special_tokens=True).split()
+    assert len(words) == 6
+    known = tokenizer.get_vocab()
+    ids = model.generate(**source, **chosen, stop_strings=[" ".join(words[2:4])], tokenizer=tokenizer)[0]
+    stopped = tokenizer.decode(ids, skip_special_tokens=True).split()
+    assert stopped == words[:4] or (mode and " ".join(words[2:4]) not in " ".join(stopped[:-1]))
+    assert tokenizer.get_vocab() == known
+
+
 def test_generating_in_train_mode_with_checkpointing_says_so() -> None:
     model, inputs = model_and_source()
     model.gradient_checkpointing_enable()
