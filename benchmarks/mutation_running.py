@@ -91,6 +91,7 @@ FIRST = {
     "dragoman/token_budget.py": "token_budget",
     "dragoman/trainer.py": "trainer token_training",
     "dragoman/training_arguments.py": "token_training",
+    "dragoman/training_batches.py": "token_training",
     "dragoman/packing.py": "packing",
     "dragoman/averaging.py": "averaging",
     "dragoman/ensemble.py": "ensemble",

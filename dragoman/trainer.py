@@ -1,4 +1,4 @@
-"""The thin glue that stock ``Seq2SeqTrainer`` lacks: an exact evaluation without logits, batches by their tokens."""
+"""The thin glue that stock ``Seq2SeqTrainer`` lacks: an exact evaluation without logits, teachers, Muon, a clock."""
 
 import copy
 import functools
@@ -12,43 +12,40 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.modelcard import TrainingSummary
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers.trainer_utils import EvalLoopOutput
 
 from .card_facts import stated_facts, summary_facts
 from .distillation import Teachers, may_return_logits
-from .lengths import read_lengths
 from .model_cards import CARD, adopt, refresh
 from .modeling.checkpoint_saving import CheckpointSaving
 from .modeling.loss import IGNORE_INDEX
 from .muon import MuonAdamW
 from .packing import DataCollatorForPackedSeq2Seq
-from .token_budget import TokenBudgetBatchSampler
+from .training_batches import TrainingBatches
 from .wall_clock import WallClock
 
 logger = logging.getLogger(__name__)
 
 
-class DragomanTrainer(Seq2SeqTrainer):
+class DragomanTrainer(TrainingBatches):
     """``Seq2SeqTrainer`` whose ``eval_loss`` is ``Σ −log p(token) / tokens`` over the evaluation set.
 
     The same for every evaluation batch size and number of processes; the stock trainer's is a mean over batches of
     their means, which counts rows that processes repeat to fill their last batch, and smooths with
-    ``label_smoothing_factor``. (Of several GPUs in one process, ``nn.DataParallel``, it stays the mean; of a stream
-    on several processes rows that are repeated count.) Logits are
-    asked for only where ``compute_metrics`` or ``predict()`` reads them, so that the memory of an evaluation does not
-    grow with the vocabulary. The model card says all that the stock trainer's does, and is never written over one that
-    a person edited.
+    ``label_smoothing_factor``. (Of several GPUs in one process, ``nn.DataParallel``, it stays the mean; on several
+    processes rows that are repeated count of a stream, of a collator that packs, and where the labels of a model that
+    is not ours are numbers.) Logits are asked for only where ``compute_metrics`` or ``predict()`` reads them, so that
+    the memory of an evaluation does not grow with the vocabulary. The model card says all that the stock trainer's
+    does, and is never written over one that a person edited.
 
-    Training is the stock trainer's, of any encoder-decoder. With ``DragomanTrainingArguments(tokens_per_batch=...)`` it
-    takes its batches from ``TokenBudgetBatchSampler``, with ``packing=True`` packed ones. With ``teachers=[...]`` it
-    learns from what these models would write, too (see ``Teachers``). Where tokens are counted
+    Training is the stock trainer's, of any encoder-decoder, on the batches of `TrainingBatches`. With
+    ``teachers=[...]`` it learns from what these models would write, too (see ``Teachers``). Where tokens are counted
     (``include_num_input_tokens_seen``), those of the target count too.
     """
 
     _likelihood: list[tuple[float, int]]  # of each batch: summed −log p, and tokens
-    _examples_per_batch: float | None = None  # the mean of what the budget makes
 
     def __init__(self, *args: Any, teachers: Sequence[PreTrainedModel] = (), **kwargs: Any) -> None:
         self._likelihood = []
@@ -69,72 +66,6 @@ class DragomanTrainer(Seq2SeqTrainer):
             )
         return super().create_optimizer(model)
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        args: Any = self.args
-        budget, packing = getattr(args, "tokens_per_batch", None), getattr(args, "packing", False)
-        if budget is None or self.train_dataset is None:
-            self._examples_per_batch = None
-            return super().get_train_dataloader()
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"tokens_per_batch={budget} is for one device, and here one process has {args.n_gpu}: start a process "
-                "for each (accelerate launch, torchrun), or show it one (CUDA_VISIBLE_DEVICES=0)."
-            )
-        collator: Any = self.data_collator
-        multiple = getattr(collator, "pad_to_multiple_of", None) or 1
-        if packing:
-            collator, multiple = DataCollatorForPackedSeq2Seq(self.processing_class, model=self.model), 1
-        lengths = read_lengths(self.train_dataset, packing)
-        if packing and (empty := [i for i, sides in enumerate(zip(*lengths, strict=True)) if 0 in sides]):
-            raise ValueError(
-                f"{len(empty):,} of {len(lengths[0]):,} examples have no source or no target tokens (the first is "
-                f"number {empty[0]}), and cannot be packed: leave them out of the data, or end every sequence with the "
-                "end token."
-            )
-        sampler = TokenBudgetBatchSampler(
-            *lengths,
-            tokens_per_batch=budget,
-            packed=packing,
-            pad_to_multiple_of=multiple,
-            num_processes=args.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
-        self._examples_per_batch = sampler.num_examples / len(sampler)
-        return self._prepare_batches(sampler, collator)
-
-    def _prepare_batches(self, sampler: TokenBudgetBatchSampler, collator: Any) -> DataLoader[Any]:
-        """As the stock trainer's private ``_get_dataloader``, which takes no batch sampler but its own."""
-        dataset: Any = self.train_dataset
-        args = self.args
-        if hasattr(dataset, "remove_columns"):
-            dataset = self._remove_unused_columns(dataset, description="Training")
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description="Training")
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            in_order=args.dataloader_in_order,
-            worker_init_fn=functools.partial(
-                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
-            ),
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        # On several processes the trainer, resuming in an epoch, sets the epoch on accelerate's shard alone.
-        prepared.batch_sampler.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
-        return prepared
-
-    def get_total_train_batch_size(self, args: Any) -> int:
-        total: int = super().get_total_train_batch_size(args)
-        if self._examples_per_batch is None:
-            return total
-        return round(total / self._train_batch_size * self._examples_per_batch)
-
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         super()._track_num_input_tokens(inputs)
         counted, labels = self.args.include_num_input_tokens_seen, inputs.get("labels")
@@ -153,6 +84,8 @@ class DragomanTrainer(Seq2SeqTrainer):
     ) -> EvalLoopOutput:
         self._likelihood = []
         smoother, self.label_smoother = self.label_smoother, None
+        # else a loss by the tokens of all processes, times their number, as the mean of their gradients needs it
+        averaging, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
         settings = getattr(self.model, "generation_config", None)
         asked = {} if settings is None else copy.deepcopy(vars(settings))
         if self.args.world_size > 1 and self._sequences_a_row() == 1:
@@ -163,7 +96,7 @@ class DragomanTrainer(Seq2SeqTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         finally:
-            self.label_smoother = smoother
+            self.label_smoother, self.args.average_tokens_across_devices = smoother, averaging
             if settings is not None:
                 vars(settings).update(asked)  # Seq2SeqTrainer writes defaults into it: max_length=20, to be saved
         batches = gather_object(self._likelihood)  # of all processes
@@ -205,8 +138,7 @@ class DragomanTrainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        # In evaluation the mean over this process's batch: with a count, the stock trainer would average devices. A
-        # compute_loss_func gets what it gets there.
+        # In evaluation the mean over this process's batch. A compute_loss_func gets the count that it gets elsewhere.
         evaluating = self.model is not None and not self.model.training
         count = None if evaluating and self.compute_loss_func is None else num_items_in_batch
         if self.teachers is not None and not evaluating:
@@ -244,6 +176,8 @@ class DragomanTrainer(Seq2SeqTrainer):
         state = self.accelerator.gradient_state  # of one process it may be the training's
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return labels
+        if labels.is_floating_point() and not isinstance(self.accelerator.unwrap_model(self.model), CheckpointSaving):
+            return labels  # which would be compared with a number that is none
         labels = labels.clone()
         labels[max(0, state.remainder - self.args.process_index * len(labels)) :] = IGNORE_INDEX
         return labels

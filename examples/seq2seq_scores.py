@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from sacrebleu import BLEU, CHRF
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 
 logger = logging.getLogger("train_seq2seq")
-
-
-class EvaluateInOrder(TrainerCallback):
-    """Batches of like length are for training: transformers would shuffle the evaluation by the same setting."""
-
-    def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-        args.train_sampling_strategy = "random"  # the training batches have their sampler by now
 
 
 def check_bleu_tokenizer(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Train an encoder-decoder on your own pairs of texts, with transformers' stock Seq2SeqTrainer.
+"""Train an encoder-decoder on your own pairs of texts.
 
 A TSV file, a pair a line, no header; the tokenizer is trained on it too:
 
@@ -11,7 +11,7 @@ Parallel text files, compressed or not (CSV, JSON lines and `datasets` folders d
         --train_file train.en.gz --train_target_file train.de.gz \\
         --validation_file val.en.gz --validation_target_file val.de.gz
 
-With `--tokens_per_batch 4096` batches are filled by tokens instead of rows, by DragomanTrainer; see docs/training.md.
+`--tokens_per_batch 4096` fills batches by tokens instead of rows; see docs/training.md.
 `--max_minutes 20` fits the learning rate to that time; with `--schedule_by_clock False` it stops there, to be resumed.
 With `--teachers out1 out2` it also learns from what these checkpoints would write.
 Afterwards: `import dragoman; AutoModelForSeq2SeqLM.from_pretrained("out")`. Needs `pip install dragoman[examples]`.
@@ -21,7 +21,6 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     HfArgumentParser,
-    Seq2SeqTrainer,
     set_seed,
 )
 
@@ -47,7 +45,7 @@ from dragoman import (
 )
 from seq2seq_checkpoints import check_fits, check_same_ids, choose_checkpoint, load_teachers
 from seq2seq_data import encode_for_evaluation, encode_for_training, read
-from seq2seq_scores import EvaluateInOrder, Scorer, check_bleu_tokenizer
+from seq2seq_scores import Scorer, check_bleu_tokenizer
 
 logger = logging.getLogger("train_seq2seq")
 
@@ -153,7 +151,7 @@ def build(args: ModelArguments, start: str | None, train: Dataset | None) -> tup
     return DragomanForConditionalGeneration(config), tokenizer
 
 
-def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
+def main(argv: list[str] | None = None) -> DragomanTrainer:
     parts: Any = (ModelArguments, DataArguments, DragomanTrainingArguments)
     parser = HfArgumentParser(parts, description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(**DEFAULTS)
@@ -195,16 +193,15 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
     beams_alone = {"early_stopping": False, "length_penalty": 1.0} if num_beams == 1 else {}  # else refused in saving
     model.generation_config.update(max_length=data.max_target_length + 1, num_beams=num_beams, **beams_alone)
     args.generation_num_beams = args.generation_num_beams or 1  # while training
-    ours = args.tokens_per_batch or args.max_minutes or args.muon or teachers
-    trainer_class = partial(DragomanTrainer, teachers=teachers) if ours else Seq2SeqTrainer
-    trainer = trainer_class(
+    trainer = DragomanTrainer(
         model=model,
         args=args,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[EvaluateInOrder(), *averages],
+        callbacks=averages,
+        teachers=teachers,
     )
     score = validation and Scorer(tokenizer, validation, data.bleu_tokenize)
     trainer.compute_metrics = score if args.predict_with_generate else None
@@ -214,7 +211,6 @@ def main(argv: list[str] | None = None) -> Seq2SeqTrainer:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
-    args.train_sampling_strategy = "random"  # see EvaluateInOrder
     args.predict_with_generate = True  # evaluation while training may have been by the loss alone
     if score:
         trainer.compute_metrics = score

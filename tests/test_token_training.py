@@ -23,6 +23,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dragoman import (
     DragomanConfig,
@@ -174,9 +175,16 @@ def test_classes_are_no_tokens(tmp_path: Path) -> None:
     assert run.state.num_input_tokens_seen == sum(len(row["input_ids"]) for row in data)
 
 
-@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-def test_resuming_within_an_epoch_gives_the_same_batches(packing: bool, tmp_path: Path) -> None:
-    saving = {"dropout": 0.1, "packing": packing, "save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3}
+GROUPED: dict[str, Any] = {
+    "tokens_per_batch": None,
+    "per_device_train_batch_size": 4,
+    "train_sampling_strategy": "group_by_length",
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"packing": True}, GROUPED], ids=["padded", "packed", "grouped by length"])
+def test_resuming_within_an_epoch_gives_the_same_batches(how: dict[str, Any], tmp_path: Path) -> None:
+    saving = {"dropout": 0.1, **how, "save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3}
     whole = trainer(tmp_path / "whole", **saving)
     whole.train()
     epoch = len(whole.seen) // 3
@@ -195,6 +203,22 @@ def test_resuming_within_an_epoch_gives_the_same_batches(packing: bool, tmp_path
         resumed.model.named_parameters(), whole.model.named_parameters(), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
+
+
+def test_groups_of_like_lengths_are_drawn_anew_every_epoch_and_evaluation_keeps_its_order(tmp_path: Path) -> None:
+    data = rows()
+    run = trainer(tmp_path, **GROUPED, data_seed=7)
+    run.train()
+    expected = []
+    for epoch in range(2):
+        drawn = torch.Generator().manual_seed(7 + epoch)
+        lengths = [len(row["input_ids"]) for row in data]
+        expected += [data[i]["input_ids"] for i in LengthGroupedSampler(4, lengths=lengths, generator=drawn)]
+    assert [row for batch in run.seen for row in sources(batch)] == expected
+    assert sorted(expected[:60]) == sorted(expected[60:]) == sorted(row["input_ids"] for row in data)
+    assert expected[:60] != expected[60:]
+    labels = run.predict(data).label_ids
+    assert [[token for token in row if token != -100] for row in labels.tolist()] == [row["labels"] for row in data]
 
 
 class StopAt(TrainerCallback):
@@ -224,6 +248,15 @@ def test_every_sequence_of_a_row_is_predicted(tmp_path: Path) -> None:
     """Also of the last batch, which is not full."""
     run = trainer(tmp_path, per_device_eval_batch_size=4, predict_with_generate=True)
     assert len(run.predict(rows(9), max_length=9, num_beams=2, num_return_sequences=2).predictions) == 18
+
+
+def test_a_collator_that_pads_to_a_fixed_length_does_not_go_with_a_budget(tmp_path: Path) -> None:
+    collator = DataCollatorForSeq2Seq(tokenizer(), padding="max_length", max_length=32)
+    with pytest.raises(
+        ValueError, match=r"every row to max_length=32, whatever tokens_per_batch=120 .* padding at True"
+    ):
+        trainer(tmp_path, collator=collator).get_train_dataloader()
+    assert trainer(tmp_path, collator=collator, packing=True).get_train_dataloader()
 
 
 def test_data_sets_and_collators(tmp_path: Path) -> None:
@@ -387,6 +420,17 @@ resumed.train(resume_from_checkpoint=True)
 found = {"batches": [sources(batch) for batch in whole.seen], "stop": stop, "steps": whole.state.global_step,
          "resumed": [sources(batch) for batch in resumed.seen], "losses": logged(whole, "loss"),
          "world": whole.args.world_size}
+saving |= GROUPED
+grouped = trainer(folder / "grouped", **saving)
+grouped.train()
+stopped = trainer(folder / "grouped-stopped", **saving)
+stopped.add_callback(StopAt(12))
+stopped.train()
+torch.manual_seed(123)
+resumed = trainer(folder / "grouped-stopped", **saving)
+resumed.train(resume_from_checkpoint=True)
+found |= {"grouped": [sources(batch) for batch in grouped.seen],
+          "grouped_resumed": [sources(batch) for batch in resumed.seen]}
 rank = whole.args.process_index
 seconds = itertools.count(0, 1 + rank / 2)  # clocks are looked at at different times
 dragoman.wall_clock.time = SimpleNamespace(monotonic=lambda: next(seconds))
@@ -418,6 +462,8 @@ def test_two_processes(tmp_path: Path) -> None:
         expected = [[data[i]["input_ids"] for i in batch] for epoch in epochs for batch in epoch[number::2]]
         assert rank["batches"] == expected
         assert rank["resumed"] == expected[rank["stop"] :]
+        assert len(rank["grouped"]) == 24
+        assert rank["grouped_resumed"] == rank["grouped"][12:]
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == list(range(60))
     assert len(ranks[0]["rates"]) == 14  # as many as fit by the clock that is ahead

@@ -175,6 +175,7 @@ DISTRIBUTED = """
 import sys, torch
 sys.path[:0] = [sys.argv[1]]
 from test_trainer import *
+from transformers import BartForSequenceClassification, DataCollatorWithPadding, Seq2SeqTrainingArguments
 tokenizer = word_tokenizer()
 model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
 size = 16 // int(sys.argv[3])
@@ -184,13 +185,26 @@ run.train()
 exact = trainer(tokenizer, sys.argv[2], model, trainer_class=DragomanTrainer, per_device_eval_batch_size=4,
                 use_cpu=True)
 evaluated = exact.evaluate()["eval_loss"]
+def evaluate(loss):
+    own = trainer(tokenizer, sys.argv[2], model, trainer_class=DragomanTrainer, per_device_eval_batch_size=4,
+                  use_cpu=True, compute_loss_func=loss)
+    return own.evaluate()["eval_loss"]
+by_users = [evaluate(loss_by_count), evaluate(loss_of_logits)]
+numbers = BartForSequenceClassification(BartConfig(
+    vocab_size=40, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1,
+    encoder_ffn_dim=8, decoder_ffn_dim=8, num_labels=1, problem_type="regression", pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, decoder_start_token_id=2, max_position_embeddings=16))
+rated = DragomanTrainer(
+    numbers, Seq2SeqTrainingArguments(sys.argv[2], per_device_eval_batch_size=4, use_cpu=True, report_to="none"),
+    DataCollatorWithPadding(tokenizer), eval_dataset=[{"input_ids": [5, 6, 2], "labels": i / 11} for i in range(11)])
+assert rated.evaluate()["eval_loss"] < 10
 exact.args.predict_with_generate = True
 labels = exact.predict(rows(tokenizer, 11), max_new_tokens=3).label_ids
 real = (labels != -100).sum(1)
 two_each = exact.predict(rows(tokenizer, 11), max_new_tokens=3, num_beams=2, num_return_sequences=2).predictions
 assert len(two_each) >= 22, len(two_each)
 if run.is_world_process_zero():
-    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated] * 3,
+    print("LOGGED", run.args.world_size, "|", logged(run, "loss"), "|", logged(run, "grad_norm"), "|", [evaluated, *by_users],
           "|", [len(real), int(real.min()), int(real.sum())])
 """
 
