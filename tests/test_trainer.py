@@ -111,6 +111,7 @@ def test_evaluation_with_a_loss_of_the_users(own: dict[str, Any], tokenizer: Dra
     model = build(DragomanConfig.from_tokenizer(tokenizer, preset=tiny()))
     run = trainer(tokenizer, tmp_path, model, **{"trainer_class": DragomanTrainer, **own})
     assert run.evaluate()["eval_loss"] == pytest.approx(likelihood(model.eval(), tokenizer), rel=1e-5)
+    assert run.args.average_tokens_across_devices, "for training, as it was"
 
 
 def test_training_is_the_stock_trainers(tokenizer: DragomanTokenizer, tmp_path: Path) -> None:
