@@ -30,8 +30,8 @@ from matplotlib import pyplot as plt
 VERDICTS = ("learned", "learned in part", "did not learn", "diverged")
 REPORT = """# Do deep stacks train?
 
-48+48 pre-norm layers and 24+24 post-norm layers learn to copy random rows, and the same stacks with one thing taken
-away, to see what it is for. Written by its script:
+48+48 pre-norm layers and 24+24 post-norm layers learn to copy random rows. What residuals, norms and the scaling of the
+first weights have to do with it, the same stacks show with one of them taken away. Written by its script:
 
 ```bash
 python benchmarks/stability.py
