@@ -77,6 +77,14 @@ PRESETS = {
 }
 
 
+def ends_a_target(tokenizer: Any) -> bool:
+    """Whether labels end with the end token. A copy is asked: some set their target language by it."""
+    try:
+        return tokenizer.eos_token_id in copy.deepcopy(tokenizer)(text_target="a")["input_ids"]
+    except KeyError:  # M2M100's, where no target language is set: they end
+        return True
+
+
 def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any]) -> Any:
     """The work behind ``from_tokenizer`` of either kind of configuration."""
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
@@ -85,7 +93,7 @@ def fit(config_class: Any, tokenizer: Any, preset: Any, overrides: dict[str, Any
         if missing == "eos_token" and getattr(tokenizer, "sep_token", None) is not None:
             remedy = "rows end with its sep_token, so tokenizer.eos_token = tokenizer.sep_token"
         raise ValueError(f"The tokenizer has no {missing}: {remedy}.")
-    if tokenizer.eos_token_id not in tokenizer(text_target="a")["input_ids"]:
+    if not ends_a_target(tokenizer):
         logger.warning(
             f"This tokenizer does not put its eos_token {tokenizer.eos_token!r} at the end of a text: labels need "
             "it, or the model never learns to stop."

@@ -127,8 +127,9 @@ def integrated_gradients(explained: ExplainedOutput) -> Tensor:
     method = IntegratedGradients(
         lambda u: explained.of_vectors(baseline + u[..., None] ** POWER * (vectors - baseline))
     )
+    at_once = explained.at_once()
     for steps in STEPS:
-        found = method.attribute(shares, torch.zeros_like(shares), n_steps=steps, internal_batch_size=64)
+        found = method.attribute(shares, torch.zeros_like(shares), n_steps=steps, internal_batch_size=at_once)
         scores: Tensor = found[0]
         missing = abs(float(scores.sum()) - difference)
         if missing <= TOLERANCE * max(abs(difference), 1.0):

@@ -96,7 +96,8 @@ def weight_facts(folder: Path) -> dict[str, Any]:
             begin, end = entry["data_offsets"]
             with shard.open("rb") as file:
                 file.seek(start + begin)
-                digest.update(name.encode() + file.read(min(_SAMPLE, end - begin)))
+                digest.update(f"{name} {entry['dtype']} {entry['shape']}".encode())
+                digest.update(file.read(min(_SAMPLE, end - begin)))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {"parameters": parameters, "dtype": ", ".join(sorted(dtypes)), "digest": digest.hexdigest()}

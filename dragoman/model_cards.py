@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 
 from .card_facts import gather
 from .card_rendering import metadata, render
@@ -43,11 +43,12 @@ def write_card(
     repo_id: str | None = None,
     *,
     token: str | bool | None = None,
+    revision: str | None = None,
     fetch: bool = False,
 ) -> None:
     """The hook of the travelling classes. ``fetch`` first takes over a card that a person wrote on the Hub."""
     if fetch and repo_id is not None:
-        adopt(Path(folder), repo_id, token)
+        adopt(Path(folder), repo_id, token, revision)
     refresh(Path(folder), repo_id)
 
 
@@ -105,13 +106,19 @@ def merge(current: Mapping[str, Any], before: Mapping[str, Any], new: Mapping[st
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def adopt(folder: Path, repo_id: str, token: str | bool | None = None) -> None:
+def adopt(folder: Path, repo_id: str, token: str | bool | None = None, revision: str | None = None) -> None:
     """Put a card that a person wrote on the Hub into the folder, unless a person wrote the folder's too.
+
+    Of a branch that is not there yet the card is the main one's, from which it will begin.
 
     Raises ConnectionError where the Hub does not say what is there: the card is not to be written over unseen.
     """
+    anew: dict[str, Any] = {"token": token, "force_download": True}  # else an old one, of the cache
     try:
-        remote = Path(hf_hub_download(repo_id, CARD, token=token, force_download=True))  # else an old one, of the cache
+        remote = Path(hf_hub_download(repo_id, CARD, revision=revision, **anew))
+    except RevisionNotFoundError:
+        adopt(folder, repo_id, token)
+        return
     except RemoteEntryNotFoundError:
         return
     except ValueError as error:  # huggingface_hub's, whatever it was that failed

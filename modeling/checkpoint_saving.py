@@ -107,7 +107,7 @@ class CheckpointSaving(PreTrainedModel):
     ) -> Any:
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
-            self.write_card(working_dir, repo_id, token=token, fetch=True)
+            self.write_card(working_dir, repo_id, token=token, revision=revision, fetch=True)
         if files_timestamps:  # of many processes: not all that lies in the folder is pushed
             return super()._upload_modified_files(
                 working_dir, repo_id, files_timestamps, commit_message, token, create_pr, revision, commit_description

@@ -416,9 +416,17 @@ def test_long_texts_and_large_vocabularies_are_read_few_at_a_time(
     torch.testing.assert_close(attribute(writer, tokenizer, TEXT, TARGET).scores, expected, rtol=1e-4, atol=1e-4)
     hook.remove()
     source, target = tokenizer(TEXT)["input_ids"], tokenizer(text_target=TARGET)["input_ids"]
+    pytest.importorskip("captum")
+    whole: list[int] = []
+    hook = writer.register_forward_pre_hook(
+        lambda _, __, given: whole.append(len(given.get("inputs_embeds", ()))), with_kwargs=True
+    )
+    attribute(writer, tokenizer, TEXT, TARGET, "integrated_gradients")
+    hook.remove()
     heads = writer.config.num_attention_heads
     row = heads * (len(source) + len(target)) ** 2 + len(target) * writer.config.vocab_size
     assert max(rows) == max(1, 10_000 // row) < 64
+    assert max(whole) == max(rows)
 
 
 def test_white_space_at_the_end_is_of_the_text_too(tokenizer: DragomanTokenizer) -> None:

@@ -206,6 +206,25 @@ class TestFromTokenizer:
     def test_starts_with_padding_where_there_is_no_bos(self) -> None:
         assert DragomanConfig.from_tokenizer(Tokenizer(bos_token_id=None)).decoder_start_token_id == 4
 
+    def test_a_tokenizer_with_languages_is_left_as_it_is(self) -> None:
+        class Multilingual(Tokenizer):
+            tgt_lang: str | None = None
+
+            def __call__(self, text_target: str) -> dict[str, list[int]]:
+                self.tgt_lang = self.tgt_lang or "en"
+                return super().__call__(text_target)
+
+        class WithoutLanguage(Tokenizer):
+            def __call__(self, text_target: str) -> dict[str, list[int]]:
+                raise KeyError(None)
+
+        tokenizer = Multilingual()
+        with CaptureLogger(presets.logger) as log:
+            assert DragomanConfig.from_tokenizer(tokenizer).vocab_size == 50
+            assert DragomanConfig.from_tokenizer(WithoutLanguage()).vocab_size == 50
+        assert tokenizer.tgt_lang is None
+        assert not log.out
+
     def test_an_end_that_no_text_has(self) -> None:
         with CaptureLogger(presets.logger) as log:
             DragomanConfig.from_tokenizer(Tokenizer())

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 from torch import Tensor, nn
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
     MT5Config,
     MT5ForConditionalGeneration,
@@ -20,6 +24,7 @@ from transformers import (
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from conversion_checks import check_every_key_counts, check_fine_tuning, check_permuted_heads_are_seen
 from dragoman import DragomanConfig
@@ -345,3 +350,23 @@ def test_t5gemma_is_refused_with_the_reason(config: Any, reason: str, tmp_path: 
         convert_from(tmp_path)
     with pytest.raises(ConversionError, match=reason):
         convert_to(build(t5_shaped("t5")), config.model_type)
+
+
+def test_the_tokenizer_of_umt5_stays_the_one_that_transformers_takes(tmp_path: Path) -> None:
+    """The one of its file, whatever class the folder names: T5's would be built anew, and cut texts otherwise."""
+    pieces = [(piece, -float(n)) for n, piece in enumerate(["<pad>", "</s>", "<unk>", *"ab▁", "ab", "a▁b"])]
+    backend = Tokenizer(Unigram(pieces, unk_id=2, byte_fallback=False))
+    backend.pre_tokenizer = Metaspace(prepend_scheme="never", split=False)
+    for named in ({"tokenizer_class": "T5Tokenizer"}, {}):
+        theirs, ours = tmp_path / f"theirs{len(named)}", tmp_path / f"ours{len(named)}"
+        t5("umt5").save_pretrained(theirs)
+        backend.save(str(theirs / "tokenizer.json"))
+        (theirs / "tokenizer_config.json").write_text(json.dumps({**named, "pad_token": "<pad>", "eos_token": "</s>"}))
+        convert_folder(theirs, ours)
+        convert_folder(ours, tmp_path / f"back{len(named)}", "umt5")
+        expected = AutoTokenizer.from_pretrained(theirs)
+        for folder in (ours, tmp_path / f"back{len(named)}"):
+            found = AutoTokenizer.from_pretrained(folder)
+            assert type(found) is type(expected) is TokenizersBackend
+            assert found("ab a bab")["input_ids"] == expected("ab a bab")["input_ids"]
+        assert len(expected("a b")["input_ids"]) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.utils import hub as transformers_hub
@@ -291,6 +291,10 @@ def test_parameters_and_digest(tmp_path: Path) -> None:
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "one")
     assert weight_facts(tmp_path / "one")["digest"] != one["digest"]
+    other = build(tiny()).to(torch.bfloat16)
+    other.resize_token_embeddings(other.config.vocab_size - 3)
+    other.save_pretrained(tmp_path / "one")
+    assert weight_facts(tmp_path / "one")["digest"] != one["digest"], "a vocabulary was cut behind its first rows"
     (tmp_path / "one" / "model.safetensors").write_bytes(b"broken")
     assert weight_facts(tmp_path / "one") == {}
 
@@ -396,11 +400,14 @@ class Hub:
         patch.setattr("dragoman.modeling.checkpoint_saving.HfApi", lambda **_: self)
         patch.setattr("dragoman.tokenization.code_sharing.HfApi", lambda **_: self)
 
-    def download(self, *_: Any, **__: Any) -> str:
-        if not self.readme.exists():
-            answer: Any = SimpleNamespace(headers={}, request=None)
+    def download(self, *_: Any, revision: str | None = None, **__: Any) -> str:
+        answer: Any = SimpleNamespace(headers={}, request=None)
+        if revision not in (None, "next"):
+            raise RevisionNotFoundError("no branch", response=answer)
+        file = self.readme if revision is None else self.readme.with_name("next.md")
+        if not file.exists():
             raise RemoteEntryNotFoundError("no card", response=answer)
-        return str(self.readme)
+        return str(file)
 
     def create_repo(self, repo_id: str, **_: Any) -> Any:
         return type("Url", (), {"repo_id": repo_id})
@@ -468,6 +475,21 @@ def test_a_card_from_the_hub(model: Any, tmp_path: Path, monkeypatch: pytest.Mon
     (folder / "README.md").write_text("# Mine\n")
     adopt(folder, "me/model")
     assert text(folder) == "# Mine\n"
+    hub.readme.with_name("next.md").write_text("# The next\n")
+    for revision, expected in (("next", "# The next\n"), ("a new branch", hub.readme.read_text("utf-8"))):
+        adopt(tmp_path / str(revision), "me/model", revision=revision)
+        assert text(tmp_path / str(revision)) == expected
+
+
+def test_a_branch_keeps_its_card(
+    model: Any, tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tmp_path, monkeypatch)
+    hub.readme.with_name("next.md").write_text("# The next\n")
+    monkeypatch.setattr(hub, "create_branch", lambda *_, **__: None, raising=False)
+    for part in (model, tokenizer):
+        part.push_to_hub("me/model", revision="next")
+        assert "# The next\n" in hub.uploaded["README.md"]
 
 
 def test_the_trainer_pushes(tokenizer: DragomanTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class CodeSharing(TokenizersBackend):
         """All of the folder, which is push_to_hub's own. Where one vocabulary follows two, the second one goes."""
         # Private in transformers, and the only place after push_to_hub wrote a README.md of its own over ours.
         if self.write_card is not None:
-            self.write_card(working_dir, repo_id, token=token, fetch=True)
+            self.write_card(working_dir, repo_id, token=token, revision=revision, fetch=True)
         api = HfApi(token=token)
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)

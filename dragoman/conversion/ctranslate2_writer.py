@@ -6,6 +6,7 @@ express is refused, all reasons together.
 """
 
 import inspect
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .ctranslate2_fields import ACTIVATIONS, SIDES
 from .ctranslate2_layout import ENCODINGS, parameter_map
 from .ctranslate2_tokens import tokens_of
 from .registry import refuse_other_heads
+
+logger = logging.getLogger(__name__)
 
 _SPECS = {"encoder": TransformerEncoderSpec, "decoder": TransformerDecoderSpec}
 _ACTIVATIONS = {name: number for number, name in ACTIVATIONS.items()} | {"gelu_new": 1, "swish": 2}
@@ -167,6 +170,14 @@ class DragomanLoader(ModelLoader):
         config.unk_token = tokenizer.unk_token or tokenizer.pad_token  # the engine would add one, and has no row for it
         config.decoder_start_token = written[ids.decoder_start_token_id]
         config.layer_norm_epsilon = float(model.config.norm_eps)
+        settings = model.generation_config
+        forbidden = [*(settings.bad_words_ids or ()), *([token] for token in settings.suppress_tokens or ())]
+        if forbidden:
+            names = [[written[token] for token in tokens] for tokens in forbidden]
+            logger.warning(
+                "A folder of the engine has no place for what the generation config forbids: pass "
+                f"suppress_sequences={names} to translate_batch."
+            )
 
 
 def _scaled(variable: str, value: Tensor, config: DragomanConfig) -> Tensor:

@@ -169,9 +169,12 @@ def copy_tokenizer(source: Path, stage: Path, config: Any) -> None:
     files = [f for f in source.iterdir() if f.is_file() and not any(f.match(pattern) for pattern in LEFT_BEHIND)]
     for file in files:
         shutil.copyfile(file, stage / file.name)
-    if files and not fields.get("tokenizer_class") and config.model_type in FAMILIES:
-        told = getattr(config, "tokenizer_class", None)
-        fields["tokenizer_class"] = told or FAMILIES[config.model_type].tokenizer
+    if not files or config.model_type not in FAMILIES:
+        return
+    family, told = FAMILIES[config.model_type].tokenizer, fields.get("tokenizer_class")
+    if family == "TokenizersBackend" or not told:  # which transformers takes whatever the folder names
+        theirs = None if family == "TokenizersBackend" else getattr(config, "tokenizer_class", None)
+        fields["tokenizer_class"] = theirs or family
         (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
 
 

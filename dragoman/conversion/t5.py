@@ -176,7 +176,7 @@ class MT5(T5Family):
 class UMT5(T5Family):
     model_type = "umt5"
     architecture = "UMT5ForConditionalGeneration"
-    tokenizer = "T5Tokenizer"
+    tokenizer = "TokenizersBackend"
     constants: ClassVar[Mapping[str, Any]] = {**T5Family.constants, "relative_attention_per_layer": True}
     modules: ClassVar[Mapping[str, str]] = {
         **_STACKS,
