@@ -61,9 +61,10 @@ class TrainingBatches(Seq2SeqTrainer):
         if budget is None or self.train_dataset is None:
             self._examples_per_batch = None
             prepared = super().get_train_dataloader()
-            rows = getattr(prepared.batch_sampler, "batch_sampler", prepared.batch_sampler)  # of several processes
-            if isinstance(getattr(rows, "sampler", None), SeededLengthGroupedSampler):
-                hand_on_epochs(prepared, rows.sampler)
+            batches = getattr(prepared.batch_sampler, "batch_sampler", prepared.batch_sampler)  # of several processes
+            rows = getattr(batches, "sampler", None)
+            if isinstance(rows, SeededLengthGroupedSampler):
+                hand_on_epochs(prepared, rows)
             return prepared
         if args.n_gpu > 1:
             raise ValueError(
