@@ -109,7 +109,7 @@ def merge(current: Mapping[str, Any], before: Mapping[str, Any], new: Mapping[st
 def adopt(folder: Path, repo_id: str, token: str | bool | None = None, revision: str | None = None) -> None:
     """Put a card that a person wrote on the Hub into the folder, unless a person wrote the folder's too.
 
-    Of a branch that is not there yet the card is the main one's, from which it will begin.
+    Of a branch its own, whatever is in the folder, where transformers has put the main one's. A new branch has that.
 
     Raises ConnectionError where the Hub does not say what is there: the card is not to be written over unseen.
     """
@@ -123,7 +123,7 @@ def adopt(folder: Path, repo_id: str, token: str | bool | None = None, revision:
         return
     except ValueError as error:  # huggingface_hub's, whatever it was that failed
         raise ConnectionError(f"Cannot look up the card of {repo_id}: {error.__cause__ or error}") from error
-    if is_edited(remote) and not is_edited(folder / CARD):
+    if is_edited(remote) and (revision is not None or not is_edited(folder / CARD)):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(remote, folder / CARD)
 

@@ -488,6 +488,7 @@ def test_a_branch_keeps_its_card(
     hub.readme.with_name("next.md").write_text("# The next\n")
     monkeypatch.setattr(hub, "create_branch", lambda *_, **__: None, raising=False)
     for part in (model, tokenizer):
+        hub.readme.write_text("# The main\n")
         part.push_to_hub("me/model", revision="next")
         assert "# The next\n" in hub.uploaded["README.md"]
 
