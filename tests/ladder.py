@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from divergence import first_divergence
 from dragoman.conversion import convert_from, convert_to
-from dragoman.conversion.divergence import first_divergence
 from dragoman.conversion.families import HEAD, SOURCE, TARGET
 from dragoman.conversion.registry import family_of
 from support import relative_error
