@@ -109,7 +109,8 @@ def merge(current: Mapping[str, Any], before: Mapping[str, Any], new: Mapping[st
 def adopt(folder: Path, repo_id: str, token: str | bool | None = None, revision: str | None = None) -> None:
     """Put a card that a person wrote on the Hub into the folder, unless a person wrote the folder's too.
 
-    Of a branch its own, whatever is in the folder, where transformers has put the main one's. A new branch has that.
+    With a ``revision`` it is that branch's, over what is in the folder: there transformers has put the main branch's.
+    A branch that is yet to be made begins with that one.
 
     Raises ConnectionError where the Hub does not say what is there: the card is not to be written over unseen.
     """

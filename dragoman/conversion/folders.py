@@ -171,10 +171,12 @@ def copy_tokenizer(source: Path, stage: Path, config: Any) -> None:
         shutil.copyfile(file, stage / file.name)
     if not files or config.model_type not in FAMILIES:
         return
-    family, told = FAMILIES[config.model_type].tokenizer, fields.get("tokenizer_class")
-    if family == "TokenizersBackend" or not told:  # which transformers takes whatever the folder names
-        theirs = None if family == "TokenizersBackend" else getattr(config, "tokenizer_class", None)
-        fields["tokenizer_class"] = theirs or family
+    told, family = fields.get("tokenizer_class"), FAMILIES[config.model_type].tokenizer
+    named = told or getattr(config, "tokenizer_class", None) or family
+    if family == "TokenizersBackend":  # of these transformers takes it, whatever the folder names
+        named = family
+    if named != told:
+        fields["tokenizer_class"] = named
         (stage / description.name).write_text(json.dumps(fields, indent=2), "utf-8")
 
 
