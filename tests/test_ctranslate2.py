@@ -352,18 +352,19 @@ def test_int8_of_ours_is_written_as_what_it_stands_for(tmp_path: Path) -> None:
 def test_what_may_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = written(tiny(), tmp_path)
     assert "suppress_sequences" not in caplog.text
-    model.generation_config.update(bad_words_ids=[[7], [5, 6]], suppress_tokens=[9])
+    names = engine_tokens(tmp_path / "engine")[1]
+    engine, rows = ctranslate2.Translator(str(tmp_path / "engine")), [[names[i] for i in (4, 8, 12, 2)]]
+    lengths = {"max_decoding_length": 20, "min_decoding_length": 20}
+    first = engine.translate_batch(rows, **lengths)[0].hypotheses[0][0]
+    second = engine.translate_batch(rows, suppress_sequences=[[first]], **lengths)[0].hypotheses[0][0]
+    banned = [names.index(first), names.index(second)]
+    model.generation_config.update(bad_words_ids=[banned[:1], [5, 6]], suppress_tokens=banned[1:])
     model.save_pretrained(tmp_path / "ours")
     write_ctranslate2(tmp_path / "ours", tmp_path / "again")
-    names = engine_tokens(tmp_path / "again")[1]
-    forbidden = [[names[7]], [names[5], names[6]], [names[9]]]
+    forbidden = [[first], [names[5], names[6]], [second]]
     assert f"pass suppress_sequences={forbidden} to translate_batch" in caplog.text
-    engine = ctranslate2.Translator(str(tmp_path / "again"))
-    rows = [[names[i] for i in (4, 8, 12, 2)]] * 2
-    with_bans = engine.translate_batch(
-        rows, suppress_sequences=forbidden, max_decoding_length=20, min_decoding_length=20
-    )
-    assert not {names[7], names[9]} & {token for result in with_bans for token in result.hypotheses[0]}
+    found = engine.translate_batch(rows, suppress_sequences=forbidden, **lengths)[0].hypotheses[0]
+    assert not {first, second} & {*found}
 
 
 def test_the_engines_own_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
